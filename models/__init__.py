@@ -1,0 +1,1 @@
+"""The networks: layers, the YAML builder, the detection head."""

@@ -1,0 +1,1 @@
+"""What the scripts share: options, boxes, loss, evaluation, optimisation, checkpoints, reports."""

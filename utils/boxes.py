@@ -1,0 +1,184 @@
+"""Boxes: formats, overlap, non-maximum suppression, and the letterbox with its inverse.
+
+A name says the format: xyxy is corners and xywh is centre and size, both in pixels; a trailing n (xyxyn, xywhn) means
+divided by the image's size. `_wh` is (width, height).
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.ops import nms as torch_nms
+
+GREY = 114  # the letterbox's and the mosaic's fill, of 255
+MAX_CANDIDATES = 30_000  # boxes an image may bring to suppression, the most confident first
+
+
+def xywh_to_xyxy(xywh: Tensor) -> Tensor:
+    """Turn centre and size into corners, (..., 4) to (..., 4)."""
+    centre, half = xywh[..., :2], xywh[..., 2:4] / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def xyxy_to_xywh(xyxy: Tensor) -> Tensor:
+    """Turn corners into centre and size, (..., 4) to (..., 4)."""
+    low, high = xyxy[..., :2], xyxy[..., 2:4]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def complete_iou(a_xywh: Tensor, b_xywh: Tensor, eps: float = 1e-7) -> Tensor:
+    """Complete IoU of paired boxes, (N, 4) and (N, 4) to (N,); differentiable.
+
+    IoU, less the squared distance of the centres over the enclosing box's squared diagonal, less a term for the aspect
+    ratios (Zheng et al., AAAI 2020).
+    """
+    a_wh, b_wh = a_xywh[:, 2:], b_xywh[:, 2:]
+    a_low, a_high = a_xywh[:, :2] - a_wh / 2, a_xywh[:, :2] + a_wh / 2
+    b_low, b_high = b_xywh[:, :2] - b_wh / 2, b_xywh[:, :2] + b_wh / 2
+    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(1)
+    # eps keeps degenerate boxes finite, in the aspect ratio too
+    iou = overlap / (a_wh.prod(1) + b_wh.prod(1) - overlap + eps)
+    diagonal = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).square().sum(1) + eps
+    distance = (a_xywh[:, :2] - b_xywh[:, :2]).square().sum(1)
+    slant = torch.atan(b_wh[:, 0] / (b_wh[:, 1] + eps)) - torch.atan(a_wh[:, 0] / (a_wh[:, 1] + eps))
+    aspect = (4 / math.pi**2) * slant.square()
+    with torch.no_grad():
+        weight = aspect / (aspect - iou + (1 + eps))
+    return iou - distance / diagonal - aspect * weight
+
+
+def nms(
+    decoded: Tensor,
+    *,
+    conf: float = 0.25,
+    iou: float = 0.45,
+    classes: list[int] | None = None,
+    agnostic: bool = False,
+    multi_label: bool = False,
+    max_det: int = 300,
+) -> list[Tensor]:
+    """Pick each image's detections from all decoded boxes.
+
+    Args:
+        decoded: (B, N, 5 + nc) x, y, w, h in pixels, objectness, class scores.
+        conf: least confidence (objectness times class score) kept.
+        iou: overlap above which the less confident of two boxes goes.
+        classes: the classes kept, all when None.
+        agnostic: suppress across classes.
+        multi_label: a box gives one detection for each class over `conf`, else for its best class only.
+        max_det: most detections kept of an image.
+
+    Returns:
+        For each image (n, 6): x1, y1, x2, y2, confidence, class; the most confident first.
+    """
+    return [
+        _suppress(_candidates(image, conf, classes, multi_label), iou, agnostic, max_det) for image in decoded.float()
+    ]
+
+
+def _candidates(predictions: Tensor, conf: float, classes: list[int] | None, multi_label: bool) -> Tensor:
+    """The (n, 6) detections of one image over the threshold, not yet suppressed, most confident first."""
+    predictions = predictions[predictions[:, 4] > conf]
+    scores = predictions[:, 5:] * predictions[:, 4:5]
+    if multi_label and scores.shape[1] > 1:
+        rows, labels = (scores > conf).nonzero(as_tuple=True)
+        confidence = scores[rows, labels]
+    else:
+        confidence, labels = scores.max(1)
+        rows = (confidence > conf).nonzero().flatten()
+        confidence, labels = confidence[rows], labels[rows]
+    boxes = xywh_to_xyxy(predictions[rows, :4])
+    found = torch.cat((boxes, confidence[:, None], labels[:, None].to(boxes.dtype)), 1)
+    if classes is not None:
+        found = found[torch.isin(labels, torch.tensor(classes, device=labels.device))]
+    order = found[:, 4].argsort(descending=True, stable=True)
+    return found[order[:MAX_CANDIDATES]]
+
+
+def _suppress(found: Tensor, iou: float, agnostic: bool, max_det: int) -> Tensor:
+    """Greedy suppression of (n, 6) detections; those of different classes are moved apart unless `agnostic`."""
+    if not len(found):
+        return found
+    boxes = found[:, :4].double()  # an offset of classes times the image's size would cost float32 its sub-pixels
+    if not agnostic:
+        extent = boxes.max() - boxes.min() + 1
+        boxes = boxes + found[:, 5:6].double() * extent
+    return found[torch_nms(boxes, found[:, 4].to(boxes), iou)[:max_det]]
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image was fitted into another size: scaled by `scale_wh`, then padded by `pad_wh` on the left and top.
+
+    Everything in pixels: original size, size after scaling, and size after padding.
+    """
+
+    original_wh: tuple[int, int]
+    scaled_wh: tuple[int, int]
+    pad_wh: tuple[int, int]
+    padded_wh: tuple[int, int]
+
+    @property
+    def scale_wh(self) -> tuple[float, float]:
+        """Pixels of the letterbox for one of the original, exact for each side after rounding."""
+        return self.scaled_wh[0] / self.original_wh[0], self.scaled_wh[1] / self.original_wh[1]
+
+
+def rectangle(original_wh: tuple[int, int], size: int, stride: int, pad: float = 0.5) -> tuple[int, int]:
+    """Smallest padded (width, height), multiples of the stride, for an image whose longer side becomes `size`.
+
+    `pad` strides are added before rounding up, as YOLOv5 does in rectangular validation: objects at the edge gain room.
+    """
+    longer = max(original_wh)
+    width, height = (math.ceil(side * size / longer / stride + pad - 1e-9) * stride for side in original_wh)
+    return width, height
+
+
+def fit(original_wh: tuple[int, int], padded_wh: tuple[int, int]) -> Letterbox:
+    """Scale an image to the largest size that fits in `padded_wh`, aspect kept, and centre it."""
+    scale = min(padded_wh[0] / original_wh[0], padded_wh[1] / original_wh[1])
+    return _centred(original_wh, scale, padded_wh)
+
+
+def fit_rectangle(original_wh: tuple[int, int], size: int, stride: int) -> Letterbox:
+    """Scale an image's longer side to `size` and pad it to its `rectangle`: what validation and detection see."""
+    return _centred(original_wh, size / max(original_wh), rectangle(original_wh, size, stride))
+
+
+def _centred(original_wh: tuple[int, int], scale: float, padded_wh: tuple[int, int]) -> Letterbox:
+    width, height = (max(round(side * scale), 1) for side in original_wh)
+    pad_wh = ((padded_wh[0] - width) // 2, (padded_wh[1] - height) // 2)
+    return Letterbox(original_wh, (width, height), pad_wh, padded_wh)
+
+
+def resize(image: npt.NDArray[np.uint8], size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Resize (H, W, 3): by area averages when the image shrinks (no aliasing), linearly when it grows."""
+    height, width = image.shape[:2]
+    if (width, height) == size_wh:
+        return image
+    shrinks = size_wh[0] * size_wh[1] < width * height
+    return cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def letterbox(image: npt.NDArray[np.uint8], geometry: Letterbox) -> npt.NDArray[np.uint8]:
+    """Scale and pad (H, W, 3) with grey as `geometry` says."""
+    scaled = resize(image, geometry.scaled_wh)
+    left, top = geometry.pad_wh
+    right = geometry.padded_wh[0] - geometry.scaled_wh[0] - left
+    bottom = geometry.padded_wh[1] - geometry.scaled_wh[1] - top
+    return cv2.copyMakeBorder(  # type: ignore[return-value]
+        scaled, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(GREY, GREY, GREY)
+    )
+
+
+def unletterbox(xyxy: Tensor, geometry: Letterbox) -> Tensor:
+    """Carry boxes (N, 4) from the letterboxed image back to the original's pixels, clipped to it."""
+    scale, pad = (
+        torch.tensor(pair * 2, dtype=xyxy.dtype, device=xyxy.device) for pair in (geometry.scale_wh, geometry.pad_wh)
+    )
+    limit = torch.tensor(geometry.original_wh * 2, dtype=xyxy.dtype, device=xyxy.device)
+    return ((xyxy - pad) / scale).clamp(min=0).minimum(limit)

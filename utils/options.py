@@ -1,0 +1,170 @@
+"""Command lines and YAML files read into dataclasses: a field is a flag (or a key), its type, its default and its help.
+
+One mechanism serves the scripts' options and the recipes, so that an unknown or ill-typed entry is always told the
+same way: one line that names the source, the key and what was expected.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]  # the project's folder
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave (a flag, a file, a YAML); scripts print it in one line and exit with 2."""
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    aliases: Sequence[str] = (),
+    choices: Sequence[Any] | None = None,
+    bare: Any = None,
+) -> Any:
+    """Declare a dataclass field that is a command-line flag.
+
+    Args:
+        default: value when the flag is absent; a list makes a flag that takes one or more values.
+        text: the help.
+        aliases: further spellings, with their dashes.
+        choices: the values allowed.
+        bare: value when the flag stands without an argument (`--cache` for `--cache ram`).
+    """
+    metadata = {"help": text, "aliases": tuple(aliases), "choices": choices, "bare": bare}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(cls: type[T], arguments: Sequence[str] | None = None, description: str | None = None) -> T:
+    """Read a command line into the options dataclass `cls`; argparse prints usage and exits with 2 on a mistake."""
+    parser = argparse.ArgumentParser(
+        description=description or cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        _add_flag(parser, field, hints[field.name])
+    return cls(**vars(parser.parse_args(arguments)))
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any) -> None:
+    names = ["--" + field.name.replace("_", "-"), *field.metadata["aliases"]]
+    if "_" in field.name:
+        names.append("--" + field.name)  # YOLOv5 spells some flags with underscores
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    settings: dict[str, Any] = {"dest": field.name, "default": default, "help": field.metadata["help"]}
+    if hint is bool:
+        toggles = argparse.BooleanOptionalAction if default else "store_true"
+        parser.add_argument(*names, action=toggles, **settings)
+        return
+    base, many = _element_type(hint)
+    settings["type"] = _number_or_text if base is object else base
+    settings["choices"] = field.metadata["choices"]
+    if many:
+        settings["nargs"] = "+"
+    elif field.metadata["bare"] is not None:
+        settings |= {"nargs": "?", "const": field.metadata["bare"]}
+    parser.add_argument(*names, **settings)
+
+
+def _element_type(hint: Any) -> tuple[Any, bool]:
+    """The type of one value behind `hint`, and whether the flag takes several."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+    if get_origin(hint) is list:
+        return get_args(hint)[0], True
+    return hint, False
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML mapping of plain values; nothing in the file is executed.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or is not a mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def find_yaml(name: str | Path, *folders: str) -> Path:
+    """Locate a YAML as given, or in the project's `folders` (so `yolov5-spd-n.yaml` finds `models/yolov5-spd-n.yaml`).
+
+    Raises:
+        InputError: it is in none of them; the message lists the places.
+    """
+    places = [Path(name), *(ROOT / folder / name for folder in ("", *folders))]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(f"{name}: no such file; looked for {', '.join(str(place) for place in places)}")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Build the dataclass `cls` from a mapping whose keys are its fields; absent keys keep their defaults.
+
+    Raises:
+        InputError: a key is unknown or a value has another type than its field.
+    """
+    hints = get_type_hints(cls)
+    refuse_unknown(values, hints, source)
+    return cls(**{key: _checked(value, hints[key], f"{source}: {key}") for key, value in values.items()})
+
+
+def refuse_unknown(given: Iterable[Any], known: Iterable[str], source: str) -> None:
+    """Raise an InputError that names the first key of `given` not in `known` and the nearest known ones."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+            raise InputError(f"{source}: unknown key '{key}'; {hint}")
+
+
+def _checked(value: Any, hint: Any, place: str) -> Any:
+    allowed = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in allowed:
+        kind = get_origin(kind) or kind  # noqa: PLW2901
+        if isinstance(value, bool) and kind is not bool:
+            continue
+        if isinstance(value, kind):
+            return value
+        if kind is float and isinstance(value, int):
+            return float(value)
+        if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+            try:
+                return float(value)
+            except ValueError:
+                continue
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+    raise InputError(f"{place}: expected {names}, found {value!r}")
+
+
+def run_script(main: Callable[[Any], object], options: type[Any], description: str) -> None:
+    """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit status 2."""
+    parsed = parse(options, description=description)
+    try:
+        main(parsed)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
