@@ -46,6 +46,11 @@ class Detect(nn.Module):
         """(scales, anchors, 2) width and height."""
         return self.anchors * torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
 
+    def set_anchors(self, anchors_wh: Tensor) -> None:
+        """Take anchors (scales, anchors, 2) in pixels in place of the present ones."""
+        strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
+        self.anchors.copy_(anchors_wh.to(self.anchors) / strides)
+
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """[(B, C_i, ny, nx)] to raw maps [(B, anchors, ny, nx, 5 + classes)]."""
         raw = []

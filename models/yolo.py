@@ -165,6 +165,8 @@ class Model(nn.Module):
             self.config["nc"] = len(names)
         self.names = list(names) if names is not None else [str(i) for i in range(self.config.get("nc", 80))]
         layers, self.steps = _build_rows(self.config, source)
+        # A faster graph of the same layers, which `models.fold` makes; in a tuple, it is no submodule of this one.
+        self.folded: tuple[nn.Module] | None = None
         self.model = nn.Sequential(*layers)
         self.head.set_strides(self._measure_strides(source))
 
@@ -182,6 +184,8 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor, observe: Callable[[int, nn.Module, Any], None] | None = None) -> list[Tensor]:
         """(B, ch, H, W) to raw maps [(B, anchors, ny, nx, 5 + nc)]; `observe` sees each row before it runs."""
+        if self.folded is not None and observe is None:
+            return self.folded[0](images)
         outputs: dict[int, Any] = {-1: images}
         for i, (layer, step) in enumerate(zip(self.model, self.steps, strict=True)):
             taken = [outputs[j] for j in step.inputs]
@@ -191,8 +195,7 @@ class Model(nn.Module):
             outputs[i] = layer(given)
             for j in step.releases:
                 del outputs[j]
-        raw: list[Tensor] = outputs[len(self.model) - 1]
-        return raw
+        return outputs[len(self.model) - 1]
 
     def decode(self, raw: list[Tensor]) -> Tensor:
         """Raw maps to (B, N, 5 + nc): x, y, w, h in pixels, objectness, class scores in 0..1."""
@@ -225,14 +228,20 @@ class Model(nn.Module):
         return [size // level.shape[2] for level in raw]
 
 
-def load_model(cfg: str | Path, *, names: Sequence[str] | None = None) -> Model:
+def load_model(cfg: str | Path, *, names: Sequence[str] | None = None, anchors: int | None = None) -> Model:
     """Build the model of a YAML, found as given or in `models/` and `models/hub/`.
+
+    Args:
+        cfg: the YAML.
+        names: class names; their number takes the place of the YAML's `nc`.
+        anchors: so many anchors on each scale, in place of the YAML's.
 
     Raises:
         InputError: there is no such file, or it does not describe a model.
     """
     path = find_yaml(cfg, "models", "models/hub")
-    return Model(read_yaml(path), names=names, source=str(cfg))
+    config = read_yaml(path) | ({"anchors": anchors} if anchors else {})
+    return Model(config, names=names, source=str(cfg))
 
 
 def _build_rows(config: Config, source: str) -> tuple[list[nn.Module], list[Step]]:

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from utils.hyp import Hyp
 
 Optimizer = torch.optim.Optimizer
+M = TypeVar("M", bound=nn.Module)
 
 
 def make_optimizer(model: nn.Module, name: str, hyp: Hyp, batch_size: int) -> Optimizer:
@@ -84,16 +86,16 @@ class Schedule:
                 group["betas"] = (momentum, group["betas"][1])
 
 
-class EMA:
+class EMA(Generic[M]):
     """Exponential moving average of a model's weights and buffers; evaluated and saved in the model's place."""
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0) -> None:
+    def __init__(self, model: M, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0) -> None:
         """Start from a copy; the decay grows as decay * (1 - exp(-updates / tau)), so that the start is forgotten."""
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.tau, self.updates = decay, tau, updates
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: M) -> None:
         """Move towards `model`, once for each optimizer step."""
         self.updates += 1
         weight = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))

@@ -1,0 +1,1 @@
+"""The data: annotations, images, augmentation, batches, the embedded set."""

@@ -1,0 +1,273 @@
+"""All the boxes of a split in one table of flat arrays, read from YOLO's text files or from a COCO json.
+
+Flat arrays are shared by the loader's workers without being copied, and are kept between runs in a cache without
+pickles that is found stale when any file it was made from has another size or time.
+"""
+
+import hashlib
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data import coco_json
+from data.config import DataConfig
+from data.files import Progress, find_images, image_sizes, label_path, map_chunks
+from data.rows import Floats, Ints, Rows, concatenate, offsets, ranges
+from data.yolo_labels import read_labels
+from utils.options import InputError
+
+LOGGER = logging.getLogger(__name__)
+
+_CACHE_FORMAT = "1"  # to be raised when reading gives other results
+_TEXTS = ("names", "paths", "problems")  # the fields that are no arrays
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The images of a split and their boxes; image i has the boxes `starts[i] : starts[i + 1]`.
+
+    Attributes:
+        names: class names.
+        paths: N image files, sorted.
+        sizes_wh: (N, 2) int32, pixels, after EXIF's rotation.
+        image_ids: (N,) of the json, else 0 to N - 1.
+        category_ids: (nc,) the json's id of each class, else 0 to nc - 1.
+        starts: (N + 1,).
+        classes: (M,) index of the name.
+        boxes: (M, 4) top-left x, y, width, height in the original's pixels.
+        areas: (M,) square pixels: the json's area (that of the mask), else that of the box.
+        crowd: (M,) true for a region of many objects, which evaluation ignores.
+        polygons: (P, 2) float32 points in the original's pixels.
+        polygon_starts: (M + 1,); box j has the points `polygon_starts[j] : polygon_starts[j + 1]`, maybe none.
+        problems: a line "file:line: what" for each row or image left out or in doubt.
+    """
+
+    names: list[str]
+    paths: list[Path]
+    sizes_wh: npt.NDArray[np.int32]
+    image_ids: Ints
+    category_ids: Ints
+    starts: Ints
+    classes: Ints
+    boxes: Floats
+    areas: Floats
+    crowd: npt.NDArray[np.bool_]
+    polygons: npt.NDArray[np.float32]
+    polygon_starts: Ints
+    problems: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def counts(self) -> Ints:
+        """Boxes of each image, (N,)."""
+        return np.diff(self.starts)
+
+    @property
+    def has_polygons(self) -> bool:
+        """Whether any box has a polygon."""
+        return len(self.polygons) > 0
+
+    def rows(self, image: int) -> slice:
+        """Where an image's boxes are in the arrays of boxes."""
+        return slice(int(self.starts[image]), int(self.starts[image + 1]))
+
+    def polygon(self, row: int) -> npt.NDArray[np.float32]:
+        """The points (k, 2) of a box's polygon, none if it has none."""
+        return self.polygons[self.polygon_starts[row] : self.polygon_starts[row + 1]]
+
+    def as_single_class(self) -> "Annotations":
+        """The same boxes, all of one class called `object`."""
+        return replace(self, names=["object"], classes=np.zeros_like(self.classes), category_ids=self.category_ids[:1])
+
+    def subset(self, images: Sequence[int] | Ints) -> "Annotations":
+        """The table of some of the images, in the order given; the problems stay those of the whole split."""
+        chosen = np.asarray(images, np.int64)
+        counts = self.counts[chosen]
+        rows = ranges(self.starts[chosen], counts)
+        point_counts = np.diff(self.polygon_starts)[rows]
+        return Annotations(
+            names=self.names,
+            paths=[self.paths[index] for index in chosen.tolist()],
+            sizes_wh=self.sizes_wh[chosen],
+            image_ids=self.image_ids[chosen],
+            category_ids=self.category_ids,
+            starts=offsets(counts),
+            classes=self.classes[rows],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            polygons=self.polygons[ranges(self.polygon_starts[rows], point_counts)],
+            polygon_starts=offsets(point_counts),
+            problems=self.problems,
+        )
+
+
+def read_annotations(
+    config: DataConfig, split: str, *, cache: Path | None = None, progress: Progress | None = None
+) -> Annotations:
+    """Read a split's table, from the COCO json if the YAML names one for it, else from YOLO's label files.
+
+    Args:
+        config: the data YAML.
+        split: train, val or test.
+        cache: the folder that keeps the table for the next time.
+        progress: called with the number of images read and of all images, from time to time.
+
+    Raises:
+        InputError: the split or a file of it is missing, no image is readable, or a class has no name.
+    """
+    images, strangers = find_images(config, split)
+    json_file = config.annotations.get(split)
+    key, file = "", None
+    if cache is not None:
+        sources = [json_file] if json_file else [label_path(image) for image in images]
+        key = _fingerprint([*config.names, str(config.root), *strangers], [*images, *sources])
+        file = cache / f"{split}-{_digest([str(config.source.resolve()), str(config.root)])[:16]}.npz"
+        if (table := _load(file, key)) is not None:
+            return table
+    read = _read_coco if json_file else _read_yolo
+    table = read(config, split, images, strangers, progress)
+    if file is not None:
+        _save(table, file, key)
+    return table
+
+
+def _read_yolo(
+    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+) -> Annotations:
+    def read(chunk: Sequence[Path]) -> tuple[list[Path], npt.NDArray[np.int32], list[str], Rows]:
+        sizes, unreadable = image_sizes(chunk)
+        readable = sizes.min(1) > 0
+        paths = [path for path, kept in zip(chunk, readable, strict=True) if kept]
+        return paths, sizes[readable], unreadable, read_labels(paths, sizes[readable], config.names)
+
+    paths, sizes, unreadable, rows = zip(*map_chunks(read, images, progress), strict=True)
+    joined = [path for chunk in paths for path in chunk]
+    return _table(
+        config,
+        split,
+        paths=joined,
+        sizes_wh=np.concatenate(sizes),
+        ids=(np.arange(len(joined)), np.arange(config.nc)),
+        rows=concatenate(rows, [len(chunk) for chunk in paths]),
+        problems=[*problems, *(line for chunk in unreadable for line in chunk)],
+    )
+
+
+def _read_coco(
+    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+) -> Annotations:
+    path = config.annotations[split]
+    content = coco_json.load_coco(path)
+    category_ids, classes, unmatched = coco_json.match_categories(path, content["categories"], config.names)
+    found = coco_json.match_images(path, content["images"], images, [*config.splits[split], config.root])
+    chunks = map_chunks(image_sizes, found.paths, progress)
+    sizes = np.concatenate([np.zeros((0, 2), np.int32), *(chunk for chunk, _ in chunks)])
+    readable = sizes.min(1) > 0
+    rows = coco_json.read_boxes(
+        path,
+        content["annotations"],
+        listed=(entry["id"] for entry in content["images"]),
+        kept=found.ids[readable],
+        classes=classes,
+    )
+    unreadable = [line for _, lines in chunks for line in lines]
+    return _table(
+        config,
+        split,
+        paths=[image for image, kept in zip(found.paths, readable, strict=True) if kept],
+        sizes_wh=sizes[readable],
+        ids=(found.ids[readable], category_ids),
+        rows=rows,
+        problems=[*problems, *found.problems, *unreadable, *unmatched, *coco_json.size_problems(found, sizes, path)],
+    )
+
+
+def _table(
+    config: DataConfig,
+    split: str,
+    *,
+    paths: list[Path],
+    sizes_wh: npt.NDArray[np.int32],
+    ids: tuple[Ints, Ints],
+    rows: Rows,
+    problems: list[str],
+) -> Annotations:
+    if not paths:
+        reasons = f"; {problems[0]}" if problems else ""
+        raise InputError(f"{config.source}: {split}: none of the images found can be used{reasons}")
+    return Annotations(
+        names=config.names,
+        paths=paths,
+        sizes_wh=sizes_wh,
+        image_ids=ids[0],
+        category_ids=ids[1],
+        starts=offsets(np.bincount(rows.images, minlength=len(paths))),
+        classes=rows.classes,
+        boxes=rows.boxes,
+        areas=rows.areas,
+        crowd=rows.crowd,
+        polygons=rows.points,
+        polygon_starts=offsets(rows.point_counts),
+        problems=[*problems, *rows.problems],
+    )
+
+
+def _fingerprint(texts: Iterable[str], files: Iterable[Path]) -> str:
+    """A digest that changes with the texts and with any file's path, size or time."""
+    return _digest([_CACHE_FORMAT, *texts, *map(_state, files)])
+
+
+def _state(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:  # labels that are not there are part of the state
+        return str(file)
+    return f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _save(table: Annotations, file: Path, key: str) -> None:
+    """Write the cache beside its place and rename it, so that no reader meets half a file."""
+    arrays = {field.name: getattr(table, field.name) for field in fields(table)}
+    for name in _TEXTS:
+        text = "\0".join(str(line) for line in arrays[name])
+        arrays[name] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            fresh = Path(folder, file.name)
+            np.savez(fresh, key=np.array(key), **arrays)
+            fresh.replace(file)
+    except OSError as error:
+        LOGGER.warning("%s: the label cache could not be written: %s", file, error)
+
+
+def _load(file: Path, key: str) -> Annotations | None:
+    """The cached table, or None if there is none, or it is stale or damaged."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["key"]) != key:
+                return None
+            values = {field.name: arrays[field.name] for field in fields(Annotations)}
+        for name in _TEXTS:
+            text = values[name].tobytes().decode(errors="surrogateescape")
+            values[name] = text.split("\0") if text else []
+        values["paths"] = [Path(path) for path in values["paths"]]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        LOGGER.warning("%s: the label cache is damaged and is made anew: %s", file, error)
+        return None
+    return Annotations(**values)

@@ -1,0 +1,325 @@
+"""The images of a split with their boxes: decoded, cached, letterboxed, augmented.
+
+What an item looks like depends on its draw (image and seed) alone, not on the worker that makes it.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.annotations import Annotations
+from data.augment import (
+    Augmentation,
+    Image,
+    Sample,
+    copy_paste,
+    flip_left_right,
+    flip_up_down,
+    hsv,
+    mixup,
+    mosaic,
+    random_perspective,
+)
+from data.files import Progress
+from data.polygons import Polygons
+from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
+from utils.options import InputError
+
+MEMORY_SHARE = 0.5  # of the machine's memory, at most, goes to cached images
+LOGGER = logging.getLogger(__name__)
+CacheKind = Literal["ram", "disk"]
+
+
+class Draw(NamedTuple):
+    """One image to be fetched, and the seed of all that is random about it."""
+
+    image: int
+    seed: int | tuple[int, ...] = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image ready for a batch: uint8 RGB (3, H, W), and labels (n, 5) class, x, y, w, h in shares of W and H.
+
+    `geometry` says how the image was letterboxed; None when it was augmented.
+    """
+
+    image: Tensor
+    labels: Tensor
+    index: int
+    geometry: Letterbox | None
+
+
+def read_image(path: Path) -> Image:
+    """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
+
+    Raises:
+        InputError: the file cannot be read or is no image.
+    """
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    image = None
+    if encoded.size:
+        try:
+            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise InputError(f"{path}: cannot be decoded: {error.err}") from error
+    if image is None:
+        raise InputError(f"{path}: not an image that OpenCV can decode")
+    return image  # type: ignore[return-value]
+
+
+def letterboxed_item(image: Image, size: int, stride: int) -> Item:
+    """Letterbox an image (H, W, 3) that belongs to no data set, as validation does, without labels."""
+    geometry = fit_rectangle((image.shape[1], image.shape[0]), size, stride)
+    nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
+    return _item(nothing, 0, geometry)
+
+
+class DetectionDataset(Dataset[Item]):
+    """Items of a split, for training when there is an `augmentation`, else for validation.
+
+    Args:
+        annotations: images and boxes; crowd regions are left out of the items.
+        size: pixels of the longer side.
+        stride: the model's largest; padded sides are multiples of it.
+        augmentation: strengths; None gives letterboxed images as they are.
+        rect: pad each image to its own smallest rectangle instead of a square; excludes mosaic, mixup and warps.
+        cache: keep the resized images in memory ("ram") or as files in `cache_folder` ("disk").
+        cache_folder: where "disk" writes; files are found again by the image's path, size, time and resized size.
+        progress: told of the images read into memory.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        size: int,
+        *,
+        stride: int = 32,
+        augmentation: Augmentation | None = None,
+        rect: bool = False,
+        cache: CacheKind | None = None,
+        cache_folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        assert size % stride == 0, f"size {size} is not a multiple of the stride {stride}"
+        self.annotations = annotations
+        self.size = size
+        self.augmentation = augmentation
+        self.rect = rect
+        sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
+        self._letterboxes = [  # one for each size that occurs
+            fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
+            for width, height in sizes.tolist()
+        ]
+        files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids)
+        self._images = _cached(files, cache, cache_folder, progress) if cache else files
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def shapes_wh(self) -> npt.NDArray[np.int64]:
+        """Padded width and height of every image, (N, 2)."""
+        shapes = np.array([geometry.padded_wh for geometry in self._letterboxes], np.int64).reshape(-1, 2)
+        return shapes[self._size_ids]
+
+    def __getitem__(self, draw: Draw | tuple[int, int]) -> Item:
+        """Make the item of a draw; the same draw gives the same item."""
+        index, seed = draw
+        geometry = self._geometry(index)
+        if self.augmentation is None:
+            return _item(self._letterboxed(index, geometry), index, geometry)
+        rng = np.random.default_rng(seed)
+        sample = self._letterboxed(index, geometry) if self.rect else self._composed(index, rng, self.augmentation)
+        return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
+
+    def _geometry(self, index: int) -> Letterbox:
+        return self._letterboxes[self._size_ids[index]]
+
+    def _letterboxed(self, index: int, geometry: Letterbox) -> Sample:
+        """One image with its boxes, scaled and padded as `geometry` says."""
+        table = self.annotations
+        span = table.rows(index)
+        kept = np.flatnonzero(~table.crowd[span])
+        boxes = table.boxes[span][kept]
+        scale, pad = np.array(geometry.scale_wh), np.array(geometry.pad_wh)
+        low = boxes[:, :2] * scale + pad
+        high = low + boxes[:, 2:] * scale
+        polygons = None
+        if table.has_polygons:
+            polygons = self._outlines(index).take(kept)
+            polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
+        return Sample(
+            letterbox(self._images.read(index), geometry),
+            np.concatenate((low, high), 1).astype(np.float32),
+            table.classes[span][kept],
+            polygons,
+        )
+
+    def _outlines(self, index: int) -> Polygons:
+        """The outlines of an image's instances in original pixels, crowd regions included."""
+        span = self.annotations.rows(index)
+        starts = self.annotations.polygon_starts[span.start : span.stop + 1]
+        return Polygons(self.annotations.polygons[starts[0] : starts[-1]], np.diff(starts))
+
+    def _composed(self, index: int, rng: np.random.Generator, strength: Augmentation) -> Sample:
+        """An image warped alone or in a mosaic, perhaps blended with another such."""
+        sample = self._warped(index, rng, strength)
+        if rng.random() < strength.mixup:
+            sample = mixup(sample, self._warped(int(rng.integers(len(self))), rng, strength), rng)
+        return sample
+
+    def _warped(self, index: int, rng: np.random.Generator, strength: Augmentation) -> Sample:
+        if rng.random() < strength.mosaic:
+            tiles = rng.permutation([index, *rng.integers(len(self), size=3)])
+            sample = mosaic([self._letterboxed(tile, self._unpadded(tile)) for tile in tiles], self.size, rng)
+        else:
+            sample = self._letterboxed(index, self._geometry(index))
+        return random_perspective(copy_paste(sample, rng, strength.copy_paste), rng, self.size, strength)
+
+    def _unpadded(self, index: int) -> Letterbox:
+        geometry = self._geometry(index)
+        return replace(geometry, pad_wh=(0, 0), padded_wh=geometry.scaled_wh)
+
+
+def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: Augmentation) -> Sample:
+    sample = hsv(sample, rng, strength)
+    if rng.random() < strength.flipud:
+        sample = flip_up_down(sample)
+    if rng.random() < strength.fliplr:
+        sample = flip_left_right(sample)
+    return sample
+
+
+def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
+    """Turn BGR (H, W, 3) into contiguous RGB (3, H, W), and boxes into shares of the image."""
+    image = np.ascontiguousarray(sample.image.transpose(2, 0, 1)[::-1])
+    size = np.array(sample.size_wh, np.float32)
+    low, high = np.clip(sample.boxes[:, :2] / size, 0, 1), np.clip(sample.boxes[:, 2:] / size, 0, 1)
+    labels = np.concatenate((sample.classes[:, None], (low + high) / 2, high - low), 1).astype(np.float32)
+    return Item(torch.from_numpy(image), torch.from_numpy(labels), index, geometry)
+
+
+class _ImageFiles:
+    """Images read from their files and resized, without padding."""
+
+    def __init__(self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64]) -> None:
+        self.paths = paths
+        self.letterboxes = letterboxes
+        self.ids = ids  # of each image's letterbox
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def scaled_wh(self, index: int) -> tuple[int, int]:
+        return self.letterboxes[self.ids[index]].scaled_wh
+
+    def read(self, index: int) -> Image:
+        image = read_image(self.paths[index])
+        expected = self.letterboxes[self.ids[index]].original_wh
+        found = image.shape[1], image.shape[0]
+        if found != expected:
+            raise InputError(f"{self.paths[index]}: is {found} pixels now, was {expected} when the labels were read")
+        return resize(image, self.scaled_wh(index))
+
+    def bytes_resized(self) -> npt.NDArray[np.int64]:
+        """Bytes of each image, (N)."""
+        areas = np.array([math.prod(geometry.scaled_wh) for geometry in self.letterboxes], np.int64)
+        return 3 * areas[self.ids]
+
+
+class _MemoryImages:
+    """Resized images in one flat array, which workers started by a fork share."""
+
+    def __init__(self, files: _ImageFiles, progress: Progress | None) -> None:
+        self.files = files
+        self.starts = np.concatenate(([0], np.cumsum(files.bytes_resized())))
+        self.pixels = np.empty(self.starts[-1], np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done, _ in enumerate(pool.map(self._fill, range(len(files))), 1):
+                if progress:
+                    progress(done, len(files))
+        self.pixels.flags.writeable = False
+
+    def _fill(self, index: int) -> None:
+        self.pixels[self.starts[index] : self.starts[index + 1]] = self.files.read(index).reshape(-1)
+
+    def read(self, index: int) -> Image:
+        width, height = self.files.scaled_wh(index)
+        return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
+
+
+class _DiskImages:
+    """Resized images as .npy files, written when first read."""
+
+    def __init__(self, files: _ImageFiles, folder: Path) -> None:
+        self.files = files
+        self.folder = folder
+
+    def read(self, index: int) -> Image:
+        target = self._file(index)
+        if target.is_file():
+            return np.load(target, allow_pickle=False)
+        image = self.files.read(index)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
+            np.save(part, image)
+        Path(part.name).replace(target)  # whole or not at all, also when two workers write the same image
+        return image
+
+    def _file(self, index: int) -> Path:
+        path = self.files.paths[index]
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+_Images = _ImageFiles | _MemoryImages | _DiskImages
+
+
+def _cached(files: _ImageFiles, cache: CacheKind, folder: Path | None, progress: Progress | None) -> _Images:
+    """Put a cache before the files, unless it would not fit, which is told."""
+    needed = int(files.bytes_resized().sum())
+    if cache == "ram":
+        place, room = "the memory it may use", int(MEMORY_SHARE * _memory_bytes())
+    else:
+        assert folder is not None, "a disk cache needs its folder"
+        folder.mkdir(parents=True, exist_ok=True)
+        place, room = str(folder), shutil.disk_usage(folder).free
+    if needed > room:
+        LOGGER.warning(
+            "--cache %s: %.1f GB of images do not fit in %s (%.1f GB); going on without a cache",
+            *(cache, needed / 1e9, place, room / 1e9),
+        )
+        return files
+    return _MemoryImages(files, progress) if folder is None or cache == "ram" else _DiskImages(files, folder)
+
+
+def _memory_bytes() -> int:
+    """Memory of this machine, or of the container it runs in."""
+    if sys.platform == "win32":
+        return sys.maxsize  # Windows does not tell through os.sysconf
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    granted = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return memory if granted == "max" else min(memory, int(granted))

@@ -1,0 +1,162 @@
+"""Exact rewrites of a model for speed: batch normalisation into convolutions, space-to-depth into what follows it.
+
+Space-to-depth followed by a k x k convolution is a strided (k * scale) x (k * scale) convolution with the weights laid
+out anew. With a concatenation between them, the convolution is a sum of one such part for each input. So the shuffled
+copy of a map never has to exist, in training neither: the layout is made from the small weight in each forward pass,
+and gradients flow through it.
+
+The model's rows, its names and its state_dict stay what they are. Only its `folded` graph runs differently, on the same
+parameters; whoever adds a layer need not know.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.blocks import SPD, Conv
+from models.head import Detect
+from models.yolo import Model
+
+
+def fuse(model: Model) -> Model:
+    """Return a copy for inference in which each batch normalisation is part of the convolution before it."""
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    fused.folded = None
+    for module in fused.modules():
+        if isinstance(module, Conv):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()  # type: ignore[assignment]  # what Conv calls in its place
+    return fused
+
+
+def fold(model: Model, *, frozen: bool = False) -> Model:
+    """Let a model run its convolutions over space-to-depth in one step; returns the model itself.
+
+    With `frozen`, for a model whose weights will not change any more, the new layouts are made once.
+    """
+    graph = _trace(model)
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    for node in list(graph.nodes):
+        found = _fold_inputs(node, modules)
+        if found is not None:
+            conv = modules[str(node.target)]
+            assert isinstance(conv, nn.Conv2d)
+            maps, scales = found
+            node.target = f"{node.target}.folded"
+            node.args = tuple(maps)
+            modules[node.target] = FoldedConv(conv, scales, frozen=frozen)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    model.folded = (fx.GraphModule(modules, graph),)
+    return model
+
+
+def depth_to_kernel(weight: Tensor, scale: int) -> Tensor:
+    """Lay out a kernel over space-to-depth's channels as one over pixels: (O, C * s^2, k, k) to (O, C, s*k, s*k)."""
+    out, channels, height, width = weight.shape
+    parts = weight.view(out, scale, scale, channels // scale**2, height, width)  # (O, column, row, C, k, k)
+    return parts.permute(0, 3, 4, 2, 5, 1).reshape(out, -1, height * scale, width * scale)
+
+
+class FoldedConv(nn.Module):
+    """A convolution over the concatenation of maps, some of them through space-to-depth first, without either.
+
+    Called on the maps as they are before space-to-depth.
+    """
+
+    def __init__(self, conv: nn.Conv2d, scales: Sequence[int], *, frozen: bool = False) -> None:
+        """Share the parameters of `conv`; `scales` has each map's space-to-depth scale, 1 for none."""
+        super().__init__()
+        self.conv = conv
+        self.scales = tuple(scales)
+        self.frozen = frozen
+        self.kernels: list[Tensor] = []  # kept once made, if frozen
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """[(B, C_i, H * scale_i, W * scale_i)] to (B, C', H, W)."""
+        kernels = self.kernels or self._make_kernels([x.shape[1] for x in maps])
+        if self.frozen:
+            self.kernels = kernels
+        out = None
+        for x, kernel, scale in zip(maps, kernels, self.scales, strict=True):
+            assert all(side % scale == 0 for side in x.shape[-2:]), f"{tuple(x.shape)} is not divisible by {scale}"
+            padding = [pad * scale for pad in self.conv.padding if isinstance(pad, int)]
+            part = F.conv2d(x, kernel, self.conv.bias if out is None else None, scale, padding)
+            out = part if out is None else out + part
+        assert out is not None
+        return out
+
+    def _make_kernels(self, channels: Sequence[int]) -> list[Tensor]:
+        """The kernel of each map, given the maps' channels."""
+        counts = [count * scale**2 for count, scale in zip(channels, self.scales, strict=True)]
+        parts = torch.split(self.conv.weight, counts, 1)
+        return [
+            depth_to_kernel(part, scale) if scale > 1 else part for part, scale in zip(parts, self.scales, strict=True)
+        ]
+
+
+class _Tracer(fx.Tracer):
+    """Follows a model down to torch's own layers; SPD and Detect stay whole, and so does what cannot be followed."""
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self.opaque = opaque
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` is one node of the graph."""
+        return isinstance(m, SPD | Detect) or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: Model) -> fx.Graph:
+    model.folded = None
+    opaque = {row for row in model.model if not _can_be_followed(row)}
+    return _Tracer(opaque).trace(model, concrete_args={"observe": None})
+
+
+def _can_be_followed(layer: nn.Module) -> bool:
+    """Whether a layer does the same whatever the values are, which a trace cannot know."""
+    try:
+        _Tracer(set()).trace(layer)
+    except (fx.proxy.TraceError, TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _fold_inputs(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[list[fx.Node], list[int]] | None:
+    """The maps that a convolution could take in place of its own, with their scales; None if nothing folds."""
+    conv = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(conv, nn.Conv2d) or not _keeps_size(conv):
+        return None
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    parts = list(source.args[0]) if _joins_channels(source) else [source]  # type: ignore[arg-type]
+    maps, scales = [], []
+    for part in parts:
+        assert isinstance(part, fx.Node)
+        layer = modules.get(str(part.target)) if part.op == "call_module" else None
+        shuffled = isinstance(layer, SPD)
+        maps.append(part.args[0] if shuffled else part)
+        scales.append(layer.scale if isinstance(layer, SPD) else 1)
+    return (maps, scales) if max(scales) > 1 else None  # type: ignore[return-value]
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution has an odd kernel at stride 1 that neither groups, dilates nor changes the map's size."""
+    kernel = conv.kernel_size
+    return (
+        all(side % 2 == 1 for side in kernel)
+        and conv.stride == (1, 1)
+        and conv.padding == tuple(side // 2 for side in kernel)
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _joins_channels(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is not torch.cat or not isinstance(node.args[0], list | tuple):
+        return False
+    return bool((node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) == 1)

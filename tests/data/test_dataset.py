@@ -1,0 +1,233 @@
+"""Items: decoding, letterboxes, caches, and the augmented whole."""
+
+import logging
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PillowImage
+
+from data import dataset as module
+from data.augment import Augmentation
+from data.dataset import DetectionDataset, Draw, read_image
+from tests.data.painting import find, paint, random_boxes
+from utils.boxes import unletterbox, xywh_to_xyxy
+from utils.options import InputError
+
+SIZE = 128
+ALL = Augmentation(
+    degrees=10,
+    translate=0.1,
+    scale=0.3,
+    shear=3,
+    perspective=0.0005,
+    flipud=0.5,
+    fliplr=0.5,
+    mosaic=0.7,
+    copy_paste=0.5,
+)
+
+
+@pytest.fixture
+def annotations(make_annotations):
+    """Six pictures with two boxes each, of sizes that need no, less and more than the target's pixels."""
+    rng = np.random.default_rng(0)
+    sizes = [(128, 96), (200, 100), (60, 128), (128, 96), (300, 211), (90, 90)]
+    boxes = [random_boxes(rng, size, sides=(20, 40)) for size in sizes]
+    classes = [(2 * number % 8, (2 * number + 1) % 8) for number in range(6)]
+    images = [paint(*each) for each in zip(sizes, boxes, classes, strict=True)]
+    return make_annotations(images, boxes, classes)
+
+
+def picture(item) -> np.ndarray:
+    """The item's image as (H, W, 3) BGR again."""
+    return item.image.numpy()[::-1].transpose(1, 2, 0)
+
+
+def pixels(item) -> torch.Tensor:
+    """The item's boxes (n, 4) x1, y1, x2, y2 in pixels."""
+    height, width = item.image.shape[1:]
+    return xywh_to_xyxy(item.labels[:, 1:] * torch.tensor((width, height, width, height)))
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_validation_items_are_letterboxed_and_come_back_with_unletterbox(annotations, rect):
+    dataset = DetectionDataset(annotations, SIZE, rect=rect)
+    assert len(dataset) == 6
+    for index in range(len(dataset)):
+        item = dataset[Draw(index)]
+        assert item.index == index
+        assert item.image.dtype == torch.uint8
+        assert item.image.is_contiguous()
+        assert item.geometry is not None
+        assert item.image.shape == (3, *item.geometry.padded_wh[::-1])
+        assert tuple(dataset.shapes_wh[index]) == item.geometry.padded_wh
+        assert all(side % 32 == 0 for side in item.geometry.padded_wh)
+        assert rect or item.geometry.padded_wh == (SIZE, SIZE)
+        span = annotations.rows(index)
+        assert item.labels[:, 0].tolist() == annotations.classes[span].tolist()
+        extents = find(picture(item))
+        for colour, box in zip(item.labels[:, 0].tolist(), pixels(item), strict=True):
+            np.testing.assert_allclose(box, extents[int(colour)], atol=1.1)
+        original = annotations.boxes[span] + np.pad(annotations.boxes[span, :2], ((0, 0), (2, 0)))
+        np.testing.assert_allclose(unletterbox(pixels(item), item.geometry), original, atol=1e-3)
+
+
+def test_rectangles_are_smaller_than_squares(annotations):
+    shapes = DetectionDataset(annotations, SIZE, rect=True).shapes_wh
+    # longer side 128 and half a stride before rounding up; the shorter sides become 96, 64, 60, 96, 90, 128
+    assert shapes.tolist() == [[160, 128], [160, 96], [96, 160], [160, 128], [160, 128], [160, 160]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_training_items_keep_boxes_on_their_objects(annotations, seed):
+    item = DetectionDataset(annotations, SIZE, augmentation=ALL)[Draw(seed % 6, (1, 2, seed))]
+    assert item.geometry is None
+    assert item.image.shape == (3, SIZE, SIZE)
+    extents = find(picture(item))
+    for colour in {int(label) for label in item.labels[:, 0]}:  # a mosaic may hold an image, and its colours, twice
+        boxes = pixels(item)[item.labels[:, 0] == colour].numpy()
+        union = np.concatenate((boxes[:, :2].min(0), boxes[:, 2:].max(0)))
+        assert (union[:2] < extents[colour][:2] + 2).all() or len(boxes) < 2
+        assert (union[2:] > extents[colour][2:] - 2).all() or len(boxes) < 2
+
+
+def test_same_draw_same_item_and_no_augmentation_no_change(annotations):
+    dataset = DetectionDataset(annotations, SIZE, augmentation=ALL)
+    first, again, other = (dataset[draw] for draw in ((2, 5), Draw(2, 5), (2, 6)))
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.image, other.image)
+    plain, validation = (
+        DetectionDataset(annotations, SIZE, augmentation=Augmentation()),
+        DetectionDataset(annotations, SIZE),
+    )
+    for index in range(6):
+        assert torch.equal(plain[Draw(index)].image, validation[Draw(index)].image)
+        np.testing.assert_allclose(plain[Draw(index)].labels, validation[Draw(index)].labels, atol=1e-6)
+
+
+def test_rectangular_training_flips_and_recolours_only(annotations):
+    strength = Augmentation(degrees=30, mosaic=1, mixup=1, fliplr=1, flipud=1)
+    training = DetectionDataset(annotations, SIZE, augmentation=strength, rect=True)
+    validation = DetectionDataset(annotations, SIZE, rect=True)
+    for index in range(6):
+        turned, upright = training[Draw(index)], validation[Draw(index)]
+        assert torch.equal(turned.image, upright.image.flip(1, 2))
+        centre, size = turned.labels[:, 1:3], turned.labels[:, 3:]
+        torch.testing.assert_close(centre, 1 - upright.labels[:, 1:3])
+        torch.testing.assert_close(size, upright.labels[:, 3:])
+
+
+def test_mosaic_and_mixup_bring_other_images(annotations):
+    mosaic = DetectionDataset(annotations, SIZE, augmentation=Augmentation(mosaic=1, scale=0.5))
+    counts = [len(mosaic[Draw(0, seed)].labels) for seed in range(10)]
+    assert max(counts) >= 4
+    both = DetectionDataset(annotations, SIZE, augmentation=Augmentation(mixup=1))
+    assert [len(both[Draw(0, seed)].labels) for seed in range(4)] == [4] * 4
+
+
+def test_crowd_regions_are_left_out_and_outlines_stay_with_their_boxes(make_annotations):
+    boxes = np.array([[10, 10, 40, 40], [50, 50, 90, 90], [60, 10, 100, 40]])
+    images = [paint((SIZE, SIZE), boxes, [1, 2, 4])]
+    triangle = np.array([(60, 10), (100, 10), (80, 40)])
+    table = make_annotations(
+        images,
+        [boxes],
+        [[1, 2, 4]],
+        crowd=[False, True, False],
+        polygons=[boxes[0].reshape(2, 2), np.zeros((0, 2)), triangle],
+    )
+    assert DetectionDataset(table, SIZE)[Draw(0)].labels[:, 0].tolist() == [1, 4]
+    dataset = DetectionDataset(table, 2 * SIZE, augmentation=Augmentation())
+    assert dataset[Draw(0)].labels[:, 0].tolist() == [1, 4]
+    sample = dataset._letterboxed(0, dataset._geometry(0))
+    assert sample.polygons is not None
+    assert sample.polygons[1].tolist() == (2 * triangle).tolist()
+    np.testing.assert_array_equal(sample.boxes[1], [120, 20, 200, 80])
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_caches_change_nothing_and_write_nothing_beside_the_images(annotations, cache, tmp_path):
+    pictures = sorted(path.name for path in annotations.paths[0].parent.iterdir())
+    told = []
+    folder = tmp_path.parent / f"{tmp_path.name} cache"
+    plain = DetectionDataset(annotations, SIZE, augmentation=ALL)
+    cached = DetectionDataset(
+        annotations,
+        SIZE,
+        augmentation=ALL,
+        cache=cache,
+        cache_folder=folder,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    for _ in range(2):  # filled, then used
+        for index in range(6):
+            assert torch.equal(cached[Draw(index, 7)].image, plain[Draw(index, 7)].image)
+    assert sorted(path.name for path in annotations.paths[0].parent.iterdir()) == pictures
+    if cache == "ram":
+        assert told == [(done, 6) for done in range(1, 7)]
+        assert not folder.exists()
+    else:
+        assert len(list(folder.iterdir())) == len(list(folder.glob("*.npy"))) == 6
+
+
+def test_disk_cache_is_used_and_notices_a_changed_file(annotations, tmp_path):
+    folder = tmp_path / "cache"
+    dataset = DetectionDataset(annotations, SIZE, cache="disk", cache_folder=folder)
+    before = dataset[Draw(0)].image
+    (file,) = folder.iterdir()
+    np.save(file, np.full_like(np.load(file), 9))
+    assert (dataset[Draw(0)].image == 9).any()
+    image = annotations.paths[0]
+    os.utime(image, ns=(1, 1))
+    assert torch.equal(dataset[Draw(0)].image, before)
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_a_cache_that_does_not_fit_is_told_and_left_out(annotations, cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 500}))
+    with caplog.at_level(logging.WARNING):
+        dataset = DetectionDataset(annotations, SIZE, cache=cache, cache_folder=tmp_path / "cache")
+    assert f"--cache {cache}" in caplog.text
+    assert "do not fit" in caplog.text
+    assert dataset[Draw(0)].image.shape == (3, SIZE, SIZE)
+
+
+def test_memory_is_told_in_bytes():
+    assert 1e8 < module._memory_bytes() < 1e14
+
+
+def test_read_image_turns_by_exif_and_takes_any_name_and_depth(tmp_path):
+    path = tmp_path / "Bild mit Ümläut 図.jpg"
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:, :20] = 255, 0, 0  # red, in RGB, on the left
+    PillowImage.fromarray(upright).save(path, exif=exif, quality=95)
+    image = read_image(path)
+    assert image.shape == (60, 40, 3)
+    np.testing.assert_allclose(image[5, 20], (0, 0, 254), atol=6)  # BGR, and the left has become the top
+    deep = tmp_path / "grey16.png"
+    cv2.imwrite(str(deep), np.full((5, 7), 257 * 90, np.uint16))
+    assert read_image(deep).dtype == np.uint8
+    assert (read_image(deep) == 90).all()
+    assert read_image(deep).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_read_image_names_a_file_it_cannot_read(tmp_path, content):
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png"):
+        read_image(path)
+
+
+def test_an_image_replaced_by_another_size_is_refused(annotations):
+    cv2.imwrite(str(annotations.paths[1]), np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(InputError, match=r"picture 001\.png: is \(10, 10\) pixels now, was \(200, 100\)"):
+        DetectionDataset(annotations, SIZE)[Draw(1)]

@@ -1,0 +1,163 @@
+"""Batches: contents, order, and independence of the workers."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from data.augment import Augmentation
+from data.dataset import DetectionDataset, Draw
+from data.loader import Batch, ShapeSampler, collate, make_loader
+from tests.data.painting import paint
+from utils.options import InputError
+
+SIZE = 64
+STRENGTH = Augmentation(hsv_h=0.1, hsv_s=0.5, hsv_v=0.4, scale=0.5, fliplr=0.5, mosaic=0.8, mixup=0.3)
+
+
+@pytest.fixture
+def annotations(make_annotations):
+    """Ten pictures of three shapes with 0, 1 or 2 boxes."""
+    sizes = [(64, 48), (48, 64), (64, 64)]
+    boxes = [np.array([[8, 8, 24, 32], [30, 10, 46, 40]])[: number % 3] for number in range(10)]
+    classes = [(number % 8, 7)[: number % 3] for number in range(10)]
+    images = [paint(sizes[number % 3], boxes[number], classes[number]) for number in range(10)]
+    return make_annotations(images, boxes, classes)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return (
+        torch.equal(first.images, second.images)
+        and torch.equal(first.boxes, second.boxes)
+        and first.indices == second.indices
+        and first.geometries == second.geometries
+    )
+
+
+def test_a_batch_holds_shares_of_its_padded_images(annotations):
+    (batch,) = make_loader(DetectionDataset(annotations, SIZE), batch_size=16, workers=0, train=False)
+    assert batch.images.shape == (10, 3, SIZE, SIZE)
+    assert batch.images.dtype == torch.uint8
+    assert batch.boxes.dtype == torch.float32
+    assert batch.indices == list(range(10))
+    assert batch.boxes[:, 0].tolist() == [1, 2, 2, 4, 5, 5, 7, 8, 8]
+    assert batch.boxes[:, 1].tolist() == [1, 2, 7, 4, 5, 7, 7, 0, 7]
+    # picture 1 is 48 x 64: padded by 8 on the left; picture 4 likewise
+    expected = [(8 + 8 + 8) / 64, 20 / 64, 16 / 64, 24 / 64]
+    torch.testing.assert_close(batch.boxes[[0, 3], 2:], torch.tensor([expected, expected]))
+    assert [geometry.pad_wh for geometry in batch.geometries[:3]] == [(0, 8), (8, 0), (0, 0)]
+
+
+def test_to_scales_once_and_turns_colours_to_rgb(make_annotations):
+    blue = np.full((SIZE, SIZE, 3), (255, 51, 0), np.uint8)
+    dataset = DetectionDataset(make_annotations([blue], [np.zeros((0, 4))], [()]), SIZE)
+    batch = collate([dataset[Draw(0)]])
+    assert batch.boxes.shape == (0, 6)
+    moved = batch.to("cpu", memory_format=torch.channels_last)
+    assert moved.images.dtype == torch.float32
+    assert moved.images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(moved.images[0, :, 0, 0], torch.tensor([0, 0.2, 1]))
+    assert batch.images.dtype == torch.uint8
+    with pytest.raises(AssertionError, match="scaled already"):
+        moved.to("cpu")
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_workers_give_the_batches_of_the_main_process(annotations, rect):
+    def epochs(workers):
+        dataset = DetectionDataset(annotations, SIZE, augmentation=STRENGTH, rect=rect)
+        loader = make_loader(dataset, batch_size=4, workers=workers, seed=3, train=True)
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            yield list(loader)
+
+    alone, helped = list(epochs(0)), list(epochs(2))
+    for one, other in zip(alone, helped, strict=True):
+        assert len(one) == len(other)
+        assert all(same(*pair) for pair in zip(one, other, strict=True))
+    assert [batch.indices for batch in alone[0]] != [batch.indices for batch in alone[1]]
+
+
+def test_training_order_depends_on_seed_and_epoch_only(annotations):
+    def draws(seed, epoch):
+        sampler = ShapeSampler(np.full((100, 2), SIZE), 8, seed=seed, shuffle=True)
+        list(sampler)
+        sampler.epoch = epoch
+        return list(sampler)
+
+    assert draws(0, 1) == draws(0, 1)
+    assert draws(0, 1) != draws(0, 2)
+    assert draws(0, 1) != draws(1, 1)
+    batches = draws(5, 3)
+    assert sorted(draw.image for batch in batches for draw in batch) == list(range(100))
+    assert len({draw.seed for batch in batches for draw in batch}) == 100
+    assert all(draw.seed[:2] == (5, 3) for batch in batches for draw in batch)
+    assert sorted(len(batch) for batch in batches) == [4] + [8] * 12
+
+
+def test_weights_draw_with_replacement():
+    sampler = ShapeSampler(np.full((50, 2), SIZE), 8, seed=0, shuffle=True)
+    weights = np.zeros(50)
+    weights[[3, 7]] = 1, 3
+    sampler.weights = weights
+    counts = np.zeros(50, int)
+    for epoch in range(20):
+        sampler.epoch = epoch
+        for batch in sampler:
+            np.add.at(counts, [draw.image for draw in batch], 1)
+    assert counts.sum() == 1000
+    assert counts[3] + counts[7] == 1000
+    assert counts[7] == pytest.approx(750, abs=60)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_have_one_shape_and_lose_no_image(shuffle):
+    rng = np.random.default_rng(0)
+    shapes = rng.choice([64, 96, 128], (203, 2))
+    sampler = ShapeSampler(shapes, 8, shuffle=shuffle)
+    batches = [[draw.image for draw in batch] for batch in sampler]
+    assert len(batches) == len(sampler)
+    assert sorted(image for batch in batches for image in batch) == list(range(203))
+    assert all(len(np.unique(shapes[batch], axis=0)) == 1 for batch in batches)
+    assert sum(len(batch) < 8 for batch in batches) <= 9  # one for each shape
+    first = [tuple(shapes[batch[0]]) for batch in batches]
+    assert (first == sorted(first)) is not shuffle
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_rectangular_validation_does_not_depend_on_the_batch_size(annotations, batch_size):
+    dataset = DetectionDataset(annotations, SIZE, rect=True)
+    seen = set()
+    for batch in make_loader(dataset, batch_size=batch_size, workers=0, train=False):
+        for place, index in enumerate(batch.indices):
+            alone = dataset[Draw(index)]
+            assert torch.equal(batch.images[place], alone.image)
+            assert torch.equal(batch.boxes[batch.boxes[:, 0] == place, 1:], alone.labels)
+            assert batch.geometries[place] == alone.geometry
+            seen.add(index)
+    assert seen == set(range(10))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_vanished_image_is_told_in_one_line(annotations, workers):
+    annotations.paths[4].unlink()
+    loader = make_loader(DetectionDataset(annotations, SIZE), batch_size=4, workers=workers, train=False)
+    with pytest.raises(InputError) as caught:
+        list(loader)
+    assert str(caught.value) == f"{annotations.paths[4]}: cannot be read: No such file or directory"
+
+
+def test_what_workers_are_sent_can_be_pickled(annotations, tmp_path):
+    for cache in (None, "ram", "disk"):
+        dataset = DetectionDataset(
+            annotations, SIZE, augmentation=STRENGTH, cache=cache, cache_folder=tmp_path / "cache"
+        )
+        loader = make_loader(dataset, batch_size=4, workers=1, train=True)
+        sent = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
+        assert torch.equal(sent[0][Draw(3, 1)].image, dataset[Draw(3, 1)].image)
+
+
+def test_no_more_workers_than_batches(annotations):
+    dataset = DetectionDataset(annotations, SIZE)
+    assert make_loader(dataset, batch_size=16, workers=8, train=False).num_workers <= 1

@@ -1,0 +1,59 @@
+"""Flat polygons against one-by-one references."""
+
+import cv2
+import numpy as np
+import pytest
+
+from data.polygons import Polygons
+
+SIZE = 100
+
+
+def _flat(parts) -> Polygons:
+    return Polygons(
+        np.concatenate([np.reshape(part, (-1, 2)) for part in parts]).astype(np.float32),
+        np.array([len(part) for part in parts]),
+    )
+
+
+def test_take_bounds_and_item_keep_instances_without_points_apart():
+    parts = [[(1, 2), (5, 3), (4, 9)], [], [(7, 7), (8, 7), (8, 8), (7, 8)]]
+    polygons = _flat(parts)
+    assert polygons.bounds_xyxy().tolist() == [[1, 2, 5, 9], [0, 0, 0, 0], [7, 7, 8, 8]]
+    turned = polygons.take(np.array([2, 1, 0, 2]))
+    assert turned.lengths.tolist() == [4, 0, 3, 4]
+    for place, row in enumerate((2, 1, 0, 2)):
+        assert turned[place].tolist() == [list(point) for point in parts[row]]
+    assert len(polygons.take(np.zeros(0, np.int64))) == 0
+
+
+def test_clip_of_known_shapes():
+    around = [(-50, -50), (150, -50), (150, 150), (-50, 150)]  # no edge of it is in the image
+    top = [(-50, -50), (150, -50), (150, 30), (-50, 10)]  # covers two corners
+    outside = [(-9, -9), (-1, -9), (-1, -1)]
+    inside = [(10, 10), (20, 10), (15, 30)]
+    clipped = _flat([around, outside, [], top, inside]).clip((SIZE, SIZE))
+    assert clipped.lengths[1] == clipped.lengths[2] == 0
+    np.testing.assert_allclose(
+        clipped.bounds_xyxy()[[0, 3, 4]], [[0, 0, 100, 100], [0, 0, 100, 25], [10, 10, 20, 30]], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clip_agrees_with_a_convex_intersection(seed):
+    rng = np.random.default_rng(seed)
+    parts = []
+    for _ in range(40):  # convex polygons of 3 to 8 corners, many across the borders
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
+        around = np.stack((np.cos(angles), np.sin(angles)), 1)
+        parts.append(rng.uniform(-40, 140, 2) + rng.uniform(5, 90) * around)
+    clipped = _flat(parts).clip((SIZE, SIZE))
+    frame = np.array([(0, 0), (SIZE, 0), (SIZE, SIZE), (0, SIZE)], np.float32)
+    for row, part in enumerate(parts):
+        area, expected = cv2.intersectConvexConvex(part.astype(np.float32), frame)
+        if area < 1:
+            assert cv2.contourArea(clipped[row]) < 1.1 if len(clipped[row]) else True
+            continue
+        assert cv2.contourArea(clipped[row]) == pytest.approx(area, rel=1e-3)
+        bounds = np.concatenate((expected.min((0, 1)), expected.max((0, 1))))
+        np.testing.assert_allclose(clipped.bounds_xyxy()[row], bounds, atol=0.05)

@@ -1,0 +1,135 @@
+"""Images and videos are found however they are named, and one that is broken does not hide the others."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.sources import VideoWriter, open_source
+from utils.options import InputError
+
+
+def write_image(path: Path, level: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), level, np.uint8))
+    return path
+
+
+def write_video(path: Path, frames: int = 12, fps: float = 10.0) -> Path:
+    """A video whose frames can be told by their grey, ten levels a frame."""
+    with VideoWriter(path, fps=fps, size_wh=(64, 48)) as writer:
+        for number in range(frames):
+            writer.write(np.full((48, 64, 3), 10 * number, np.uint8))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(("b.png", "a.PNG", "c [1].png", "below/d.png")):
+        write_image(tmp_path / "in" / name, 50 * number)
+    (tmp_path / "in" / "notes.md").write_text("no image")
+    (tmp_path / "in" / "folder.png").mkdir()
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("b.png", ["b.png"]),
+        ("", ["a.PNG", "b.png", "c [1].png"]),
+        ("[ab].*", ["a.PNG", "b.png"]),
+        ("c [1].png", ["c [1].png"]),
+        ("**/*.png", ["b.png", "below/d.png", "c [1].png"]),
+    ],
+)
+def test_an_image_a_folder_and_a_pattern(folder: Path, text: str, names: list[str]):
+    source = open_source(str(folder / text))
+    frames = list(source)
+    assert [frame.path for frame in frames] == [folder / name for name in names]
+    assert all(frame.image.shape == (24, 32, 3) and not frame.is_video and frame.index == 0 for frame in frames)
+    assert source.failures == source.notes == []
+
+
+def test_a_list_is_read_in_its_order_from_its_folder_or_here(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "list.txt").write_text(f"\ufeffin/below/d.png\n\n  ./b.png  \n{folder / 'a.PNG'}\ngone.png\n", "utf-8")
+    source = open_source("in/list.txt")
+    assert [frame.path.name for frame in source] == ["d.png", "b.png", "a.PNG"]
+    assert len(source.failures) == 1
+    assert "gone.png" in source.failures[0]
+
+
+def test_a_broken_image_is_skipped_logged_and_remembered(folder: Path, caplog: pytest.LogCaptureFixture):
+    (folder / "aa.jpg").write_bytes(b"no image at all")
+    (folder / "ab.jpg").write_bytes(b"")
+    (folder / "z.mp4").write_bytes(b"no video at all")
+    source = open_source(str(folder))
+    with caplog.at_level(logging.WARNING):
+        assert [frame.path.name for frame in source] == ["a.PNG", "b.png", "c [1].png"]
+    assert [Path(line.split(":")[0]).name for line in source.failures] == ["aa.jpg", "ab.jpg", "z.mp4"]
+    assert [record.getMessage() for record in caplog.records] == [f"skipped: {line}" for line in source.failures]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gone.png", "no such source"),
+        ("gone/", "no such source"),
+        ("0", "no such source"),
+        ("*.bmp", "fits this pattern"),
+        ("empty", "no image"),
+        ("empty.txt", "no image"),
+        ("latin.txt", "UTF-8"),
+    ],
+)
+def test_a_source_without_images_is_told_in_one_line(tmp_path: Path, text: str, told: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_bytes("schöne.png".encode("latin-1"))
+    with pytest.raises(InputError, match=told) as error:
+        open_source(str(tmp_path / text))
+    assert str(error.value).startswith(str(tmp_path / text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 20])
+def test_a_video_gives_every_nth_of_its_frames(tmp_path: Path, stride: int):
+    path = write_video(tmp_path / "v.mp4")
+    frames = list(open_source(str(path), vid_stride=stride))
+    assert [frame.index for frame in frames] == list(range(0, 12, stride))
+    assert {frame.count for frame in frames} == {len(frames)}
+    assert all(frame.is_video and frame.fps == pytest.approx(10 / stride) for frame in frames)
+    assert [frame.image.mean() for frame in frames] == pytest.approx([10 * frame.index for frame in frames], abs=4)
+    assert frames[0].image.shape == (48, 64, 3)
+
+
+def test_a_stride_below_one_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="--vid-stride 0"):
+        open_source(str(write_image(tmp_path / "a.png")), vid_stride=0)
+
+
+def test_a_video_that_ends_early_is_noted(tmp_path: Path):
+    path = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(12):
+        writer.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    source = open_source(str(path))
+    frames = list(source)
+    assert 0 < len(frames) < 12
+    assert source.failures == []
+    assert source.notes == [f"{path}: ends after {len(frames)} of 12 frames"]
+
+
+def test_a_video_that_cannot_be_written_is_told(tmp_path: Path):
+    with pytest.raises(InputError, match=r"gone.v\.mp4: the video cannot be written"):
+        VideoWriter(tmp_path / "gone" / "v.mp4", fps=10, size_wh=(64, 48))
+
+
+def test_a_video_takes_frames_of_its_size_only(tmp_path: Path):
+    with VideoWriter(tmp_path / "v.mp4", fps=10, size_wh=(64, 48)) as writer, pytest.raises(AssertionError):
+        writer.write(np.zeros((64, 48, 3), np.uint8))

@@ -1,0 +1,282 @@
+"""Checkpoints: what is saved comes back, nothing half-written stays, and foreign content is one line."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint import (
+    FORMAT,
+    TransferReport,
+    Weights,
+    load_checkpoint,
+    read_weights,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+    strip,
+    transfer,
+)
+from utils.options import InputError
+
+CONFIG = {"nc": 2, "backbone": [[-1, 1, "Conv", [8, 3]]], "head": []}
+
+
+def net(width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.SiLU(), nn.Conv2d(width, 2, 1))
+
+
+def trained():
+    """A model, its optimizer, schedule and scaler after a step."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    model(torch.rand(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+    schedule.step()
+    return model, optimizer, schedule, torch.amp.GradScaler("cpu")
+
+
+def content(**others):
+    model, optimizer, schedule, scaler = trained()
+    return {
+        "config": CONFIG,
+        "names": ["cell", "plate"],
+        "model": model.state_dict(),
+        "ema": {key: value + 1 for key, value in model.state_dict().items()},
+        "updates": 1,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": schedule.state_dict(),
+        "scaler": scaler.state_dict(),
+        "rng": rng_state(shuffle=np.random.default_rng(3)),
+        "epoch": 0,
+        "best": 0.25,
+        "options": {"img": 320, "weights": None},
+        "hyp": {"lr0": 0.01},
+        "versions": {"torch": str(torch.__version__)},
+        **others,
+    }
+
+
+def same(a, b):
+    assert list(a) == list(b)
+    for key in a:
+        assert a[key].dtype == b[key].dtype
+        assert torch.equal(a[key], b[key])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path, made = tmp_path / "last.pt", content()
+    save_checkpoint(path, made)
+    return path, made
+
+
+def test_a_round_trip_gives_the_same_state(saved):
+    path, made = saved
+    read = load_checkpoint(path)
+    assert read["format"] == FORMAT
+    for key in ("config", "names", "epoch", "best", "options", "hyp", "versions", "scaler", "scheduler", "updates"):
+        assert read[key] == made[key]
+    same(read["model"], made["model"])
+    same(read["ema"], made["ema"])
+    model, optimizer, *_ = trained()
+    model.load_state_dict(read["model"])
+    optimizer.load_state_dict(read["optimizer"])
+    for index, state in made["optimizer"]["state"].items():
+        same(optimizer.state_dict()["state"][index], state)
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_torch_opens_it_with_weights_only(saved):
+    path, made = saved
+    same(torch.load(path, weights_only=True)["model"], made["model"])
+
+
+def test_absent_keys_are_none_and_layout_is_kept(tmp_path):
+    weight = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    save_checkpoint(tmp_path / "x.pt", {"config": {}, "names": [], "model": {"weight": weight}})
+    read = load_checkpoint(tmp_path / "x.pt")
+    assert read["optimizer"] is None
+    assert read["model"]["weight"].stride() == weight.stride()
+
+
+def test_a_view_does_not_bring_the_storage_behind_it(tmp_path):
+    large = torch.zeros(1 << 20)
+    save_checkpoint(tmp_path / "x.pt", {"config": {}, "names": [], "model": {"weight": large[:10]}})
+    assert (tmp_path / "x.pt").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"best": np.float64(0.5)},
+        {"options": {"save_dir": __file__, "path": object()}},
+        {"hyp": {(1, 2): 3}},
+        {"extra": 1},
+        {"model": None, "ema": None},
+        {"epoch": "3"},
+        {"hyp": {"x": torch.zeros(2, dtype=torch.complex64)}},
+    ],
+)
+def test_our_own_mistakes_are_assertions_and_leave_the_old_file(saved, wrong):
+    path, _ = saved
+    before = path.read_bytes()
+    with pytest.raises(AssertionError):
+        save_checkpoint(path, content(**wrong))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "interrupt", "replace"])
+def test_a_failed_save_keeps_the_old_file(saved, monkeypatch, failing):
+    path, _ = saved
+    before = path.read_bytes()
+    error = KeyboardInterrupt() if failing == "interrupt" else OSError(28, "No space left on device")
+
+    def fail(*_):
+        raise error
+
+    original = torch.save
+    place = {"write": "torch.save", "fsync": "os.fsync", "interrupt": "os.fsync", "replace": "pathlib.Path.replace"}
+    full = type("Full", (), {"write": fail, "flush": lambda _: None})()
+    monkeypatch.setattr(place[failing], (lambda value, _: original(value, full)) if failing == "write" else fail)
+    with pytest.raises((InputError, KeyboardInterrupt)) as caught:
+        save_checkpoint(path, content(epoch=1))
+    if failing != "interrupt":
+        assert str(caught.value) == f"{path}: the checkpoint could not be written: No space left on device"
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_folder_that_is_missing_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"none/x\.pt: the checkpoint could not be written: No such file"):
+        save_checkpoint(tmp_path / "none" / "x.pt", content())
+
+
+@pytest.mark.parametrize(
+    ("foreign", "reason"),
+    [
+        ({"a": torch.ones(1)}, "expected a checkpoint of format 'yolov5-spd/1', found another program's file"),
+        (torch.ones(1), "found another program's file"),
+        ({"format": "yolov5-spd/9"}, "found format 'yolov5-spd/9'"),
+        ({"format": FORMAT}, "keys missing or unknown: 'best', 'config'"),
+        (content() | {"format": FORMAT, "evil": 1}, "keys missing or unknown: 'evil'"),
+        (content() | {"format": FORMAT, "names": [1]}, "names as a list of texts"),
+        (content() | {"format": FORMAT, "ema": {"a": 1}}, "dict of tensors"),
+        (content() | {"format": FORMAT, "best": torch.float32}, "asks for 'torch.float32'"),
+        (
+            content() | {"format": FORMAT, "options": {"x": torch.FloatStorage}},
+            r"content\['options'\]\['x'\]: expected",
+        ),
+    ],
+)
+def test_foreign_content_is_one_line(tmp_path, foreign, reason):
+    path = tmp_path / "x.pt"
+    torch.save(foreign, path)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_read_weights_prefers_the_ema_in_float32(saved):
+    path, made = saved
+    weights = read_weights(path)
+    assert (weights.config, weights.names, weights.source) == (CONFIG, ["cell", "plate"], path)
+    same(weights.state_dict, made["ema"])
+    save_checkpoint(path, {"config": CONFIG, "names": [], "model": {"a": torch.ones(2).half()}})
+    same(read_weights(path).state_dict, {"a": torch.ones(2)})
+
+
+def test_strip_leaves_the_ema_in_half_precision(saved, tmp_path):
+    path, made = saved
+    made["ema"]["1.running_var"][0] = 1e6  # beyond half precision
+    best = tmp_path / "best.pt"
+    save_checkpoint(best, strip(made))
+    read = load_checkpoint(best)
+    assert best.stat().st_size < path.stat().st_size / 2
+    assert [key for key, value in read.items() if value is None] == [
+        "model", "optimizer", "rng", "scaler", "scheduler", "updates"
+    ]  # fmt: skip
+    assert read["ema"]["0.weight"].dtype == torch.float16
+    assert read["ema"]["1.num_batches_tracked"].dtype == torch.int64
+    assert read["ema"]["1.running_var"][0] == 1e6
+    assert (read["best"], read["hyp"], read["names"]) == (0.25, {"lr0": 0.01}, ["cell", "plate"])
+    weights = read_weights(best)
+    assert all(value.dtype != torch.float16 for value in weights.state_dict.values())
+    assert torch.allclose(weights.state_dict["0.weight"], made["ema"]["0.weight"], atol=1e-3)
+
+
+def test_transfer_copies_by_name_and_shape(tmp_path):
+    target = net(4)
+    source = {key: torch.full_like(value, 3) for key, value in net(4).state_dict().items()}
+    source["3.weight"] = torch.zeros(5, 4, 1, 1)
+    source["9.weight"] = source.pop("1.weight")
+    kept = {key: value.clone() for key, value in target.state_dict().items()}
+    report = transfer(target, Weights(CONFIG, [], source, tmp_path), exclude=["running_var"])
+    assert report.copied == ["0.weight", "0.bias", "1.bias", "1.running_mean", "1.num_batches_tracked", "3.bias"]
+    assert report.excluded == ["1.running_var"]
+    assert report.missing == ["1.weight"]
+    assert report.unused == ["9.weight"]
+    assert report.mismatched == {"3.weight": ((5, 4, 1, 1), (2, 4, 1, 1))}
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, source[key] if key in report.copied else kept[key])
+    assert str(report) == (
+        "6 of 9 tensors carried over, 1 of another shape (3.weight: (5, 4, 1, 1) for (2, 4, 1, 1)), "
+        "1 missing (1.weight), 1 unused (9.weight), 1 left out (1.running_var)"
+    )
+
+
+def test_a_whole_transfer_reads_briefly():
+    assert str(TransferReport(["a", "b"], [], [], [], {})) == "2 of 2 tensors carried over"
+
+
+def draw(generator):
+    return torch.rand(3).tolist(), random.random(), generator.random(3).tolist(), int(generator.integers(1 << 30))
+
+
+def test_rng_goes_on_where_it_was(tmp_path):
+    generator = np.random.default_rng(5)
+    generator.integers(7, dtype=np.uint32)  # leaves half a number waiting
+    made = content()
+    save_checkpoint(tmp_path / "x.pt", made | {"rng": rng_state(data=generator)})
+    expected = draw(generator)
+    other = np.random.default_rng(6)
+    restore_rng(load_checkpoint(tmp_path / "x.pt")["rng"], data=other)
+    assert draw(other) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"torch": torch.zeros(3, dtype=torch.uint8)},
+        {"python": (3, (1, 2), None)},
+        {"numpy": {}},
+        {"numpy": {"data": {}}},
+    ],
+)
+def test_a_foreign_rng_state_is_one_line(change):
+    generator = np.random.default_rng(0)
+    with pytest.raises(InputError, match="rng: expected a state of the random generators"):
+        restore_rng(rng_state(data=generator) | change, data=generator)
+
+
+def test_flipped_bytes_give_the_checkpoint_or_one_line(saved, tmp_path):
+    path, made = saved
+    whole = path.read_bytes()
+    flipped = tmp_path / "flipped.pt"
+    rng = random.Random(0)
+    refusals = []
+    for _ in range(500):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+        flipped.write_bytes(data)
+        try:
+            same(load_checkpoint(flipped)["model"], made["model"])
+        except InputError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100  # the others hit the zip's padding
+    assert not any("\n" in line for line in refusals)

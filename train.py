@@ -1,0 +1,414 @@
+"""Train a detector.
+
+    python train.py --data glyphs.yaml --cfg yolov5-spd-n.yaml --hyp glyphs.yaml --img 320 --epochs 14
+
+Writes checkpoints, results.csv, pictures, curves and TensorBoard events to PROJECT/NAME.
+"""
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from data.annotations import Annotations, read_annotations
+from data.augment import Augmentation
+from data.config import load_data_config, prepare
+from data.dataset import DetectionDataset
+from data.loader import Batch, Loader, make_loader
+from models.fold import fold
+from models.yolo import Model, parameters
+from utils.anchors import fit_anchors
+from utils.autobatch import largest_batch
+from utils.checkpoint import load_checkpoint, read_weights, restore_rng, rng_state, save_checkpoint, strip
+from utils.engine import NmsSettings, Predictor, Trainer, find_amp, image_weights
+from utils.hyp import OPTIMIZERS, Hyp, load_hyp
+from utils.loss import DetectionLoss
+from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
+from utils.options import InputError, from_mapping, option, run_script
+from utils.plots import plot_batch, plot_labels, plot_results
+from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.runs import (
+    CACHE,
+    build_from_weights,
+    check_image_size,
+    make_run_folder,
+    seed_everything,
+    start_logging,
+    start_model,
+)
+from utils.upstream import select_device
+from utils.validation import Report, validate, write_report
+
+PICTURED_BATCHES = 3
+VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
+
+
+@dataclass
+class Options:
+    """Command line of train.py; a field is a flag."""
+
+    weights: str = option("", "checkpoint to start from; empty trains from scratch")
+    cfg: str = option("", "model YAML, also by its name in models/; empty takes the checkpoint's")
+    data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
+    hyp: str = option("hyp.scratch-low.yaml", "recipe, also by its name in data/hyps/")
+    epochs: int = option(100, "passes over the training images")
+    batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
+    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"))
+    rect: bool = option(False, "batches of like shapes, without mosaic")
+    resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
+    nosave: bool = option(False, "keep the last checkpoint only")
+    noval: bool = option(False, "validate after the last epoch only")
+    noautoanchor: bool = option(False, "keep the model's anchors whatever the boxes")
+    noplots: bool = option(False, "write no pictures")
+    cache: str | None = option(None, "keep resized images in memory or on disk", choices=("ram", "disk"), bare="ram")
+    image_weights: bool = option(False, "draw images with rare and badly found classes more often")
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    multi_scale: bool = option(False, "vary the image size from batch to batch by half")
+    single_cls: bool = option(False, "treat all classes as one")
+    optimizer: str | None = option(None, "SGD, Adam or AdamW; the recipe's when not given", choices=OPTIMIZERS)
+    sync_bn: bool = option(False, "batch statistics over all processes (training runs in one process: no effect)")
+    workers: int = option(8, "processes that load images, no more than there are cores")
+    project: str = option("runs/train", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    cos_lr: bool = option(False, "cosine learning-rate schedule, not linear")
+    label_smoothing: float | None = option(None, "share taken from the true class; the recipe's when not given")
+    patience: int = option(100, "epochs without improvement before stopping; 0 never stops")
+    freeze: list[int] = option([0], "rows to freeze: one number is the first so many, several are those rows")
+    save_period: int = option(-1, "keep a checkpoint every so many epochs")
+    seed: int = option(0, "seed of everything random")
+    amp: bool = option(True, "reduced precision where the hardware has it")
+
+
+def run(**options: object) -> Report | None:
+    """Train from Python, with the command line's options as arguments; returns the best epoch's validation."""
+    return main(Options(**options))  # type: ignore[arg-type]
+
+
+def main(options: Options) -> Report | None:
+    """Train as the options say."""
+    start_logging()
+    checkpoint = None
+    if options.resume:
+        path = _find_last(options.resume)
+        checkpoint = load_checkpoint(path)
+        options = _resumed_options(options, checkpoint, path)
+    seed_everything(options.seed)
+    return Training(options, checkpoint).run()
+
+
+def _find_last(resume: str) -> Path:
+    if resume != "newest":
+        return Path(resume)
+    found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError("--resume: no last.pt below runs/")
+    return found[-1]
+
+
+def _resumed_options(options: Options, checkpoint: dict[str, Any], path: Path) -> Options:
+    """The run's own options, in its own folder."""
+    if checkpoint["optimizer"] is None or checkpoint["options"] is None:
+        raise InputError(f"{path}: holds a finished model, not a run to continue; use it as --weights")
+    saved = from_mapping(Options, checkpoint["options"], f"{path}: options")
+    return replace(
+        saved, resume=str(path), project=str(path.parents[2]), name=path.parents[1].name, exist_ok=True,
+        device=options.device,
+    )  # fmt: skip
+
+
+class Training:
+    """One run: built from the options before anything is written, then trained."""
+
+    def __init__(self, options: Options, checkpoint: dict[str, Any] | None) -> None:
+        self.logger = logging.getLogger("yolov5-spd")
+        self.device = select_device(options.device)
+        self.hyp = self._recipe(options, checkpoint)
+        self.options = options
+        self.train_table, self.val_table = self._read_data()
+        self.model = self._make_model(checkpoint).to(self.device).to(memory_format=torch.channels_last)
+        self.size = check_image_size(options.imgsz, self.model.max_stride)
+        if not options.noautoanchor and checkpoint is None:
+            self._fit_anchors()
+        fold(self.model)
+        self._freeze()
+        self.batch_size = self._choose_batch_size()
+        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
+        self.weights_folder = self.folder / "weights"
+        self.weights_folder.mkdir(exist_ok=True)
+        self.loader = self._make_loader(self.train_table, train=True)
+        self.trainer = self._make_trainer()
+        self.stopper = EarlyStopping(options.patience)
+        self.start = 0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.tensorboard = TensorBoard(self.folder)
+        self.csv = ResultsCsv(self.folder / "results.csv", first_epoch=self.start)
+
+    @staticmethod
+    def _recipe(options: Options, checkpoint: dict[str, Any] | None) -> Hyp:
+        if checkpoint is not None:
+            return from_mapping(Hyp, checkpoint["hyp"], f"{options.resume}: hyp")
+        hyp = load_hyp(options.hyp)
+        if options.label_smoothing is not None:
+            hyp = replace(hyp, label_smoothing=options.label_smoothing)
+        return replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD")
+
+    def _read_data(self) -> tuple[Annotations, Annotations]:
+        config = load_data_config(self.options.data)
+        prepare(config)
+        tables = []
+        for split in ("train", "val"):
+            table = read_annotations(config, split, cache=CACHE)
+            plain = int((~table.crowd).sum())
+            empty = int((table.counts == 0).sum())
+            self.logger.info(f"{split}: {len(table)} images, {plain} labels, {empty} images without")
+            for line in table.problems[:10]:
+                self.logger.warning(line)
+            if len(table.problems) > 10:
+                self.logger.warning(f"... and {len(table.problems) - 10} more of {split}")
+            tables.append(table.as_single_class() if self.options.single_cls else table)
+        return tables[0], tables[1]
+
+    def _make_model(self, checkpoint: dict[str, Any] | None) -> Model:
+        names = self.train_table.names
+        if checkpoint is not None:
+            model = Model(checkpoint["config"], names=names, source=str(self.options.resume))
+        else:
+            model, report = start_model(self.options.weights, self.options.cfg, names, self.hyp.anchors)
+            if report is not None:
+                self.logger.info(f"{self.options.weights}: {report}")
+        self.logger.info(f"{self.options.cfg or self.options.weights}: {parameters(model):,} parameters")
+        return model
+
+    def _fit_anchors(self) -> None:
+        """Fit the anchors to the boxes' sizes in training images."""
+        table, head = self.train_table, self.model.head
+        scales = self.size / table.sizes_wh.max(1)
+        boxes = (table.boxes[:, 2:] * np.repeat(scales, table.counts)[:, None])[~table.crowd]
+        given = head.anchors_in_pixels().cpu().double().numpy()
+        always = self.model.config["anchors"] if isinstance(self.model.config["anchors"], int) else 0
+        fitted, before, after = fit_anchors(
+            boxes[(boxes > 0).all(1)], given, self.hyp.anchor_t, always=bool(always) and not self.options.weights
+        )
+        if fitted is given:
+            self.logger.info(f"anchors: {before}; kept")
+            return
+        self.logger.info(f"anchors: {before}; fitted anew: {after}")
+        self.model.head.set_anchors(torch.from_numpy(fitted))
+        self.model.config["anchors"] = fitted.reshape(len(fitted), -1).round(2).tolist()
+
+    def _freeze(self) -> None:
+        """Stop the gradients of the rows that --freeze names."""
+        wanted = self.options.freeze
+        rows = range(wanted[0]) if len(wanted) == 1 else wanted
+        if any(not 0 <= row < len(self.model.model) for row in rows):
+            raise InputError(f"--freeze {wanted}: the model has rows 0 to {len(self.model.model) - 1}")
+        for row in rows:
+            self.model.model[row].requires_grad_(False)
+        if rows:
+            self.logger.info(f"frozen rows: {', '.join(map(str, rows))}")
+
+    def _choose_batch_size(self) -> int:
+        if self.options.batch_size == -1:
+            chosen = largest_batch(self.model, self.size, self.device, self.amp)
+            self.logger.info(f"--batch-size -1: {chosen}")
+            return chosen
+        if self.options.batch_size < 1:
+            raise InputError(f"--batch-size {self.options.batch_size}: expected 1 or more, or -1")
+        return self.options.batch_size
+
+    @cached_property
+    def amp(self) -> torch.dtype | None:
+        """Precision of the forward pass in training."""
+        return find_amp(self.device) if self.options.amp else None
+
+    def _make_loader(self, table: Annotations, *, train: bool) -> Loader:
+        options = self.options
+        wanted = {field.name: getattr(self.hyp, field.name) for field in fields(Augmentation)}
+        dataset = DetectionDataset(
+            table,
+            self.size,
+            stride=self.model.max_stride,
+            augmentation=Augmentation(**wanted) if train else None,
+            rect=options.rect or not train,
+            cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
+            cache_folder=CACHE / "images",
+        )
+        batch_size = self.batch_size if train else self.batch_size * 2
+        return make_loader(dataset, batch_size=batch_size, workers=options.workers, seed=options.seed, train=train)
+
+    @cached_property
+    def val_loader(self) -> Loader:
+        """The validation images, letterboxed."""
+        return self._make_loader(self.val_table, train=False)
+
+    def _make_trainer(self) -> Trainer:
+        options, hyp, model = self.options, self.hyp, self.model
+        head = model.head
+        gains = hyp.scaled_gains(head.classes, len(head.strides), self.size)
+        criterion = DetectionLoss(
+            head.anchors,
+            head.classes,
+            gains,
+            anchor_t=hyp.anchor_t,
+            cls_pw=hyp.cls_pw,
+            obj_pw=hyp.obj_pw,
+            fl_gamma=hyp.fl_gamma,
+            label_smoothing=hyp.label_smoothing,
+        ).to(self.device)
+        assert hyp.optimizer is not None
+        return Trainer(
+            model=model,
+            ema=EMA(model, tau=hyp.ema_tau),
+            criterion=criterion,
+            optimizer=make_optimizer(model, hyp.optimizer, hyp, self.batch_size),
+            schedule=Schedule(hyp, options.epochs, len(self.loader), self.batch_size, cosine=options.cos_lr),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16),
+            device=self.device,
+            amp=self.amp,
+            multi_scale=options.multi_scale,
+            seed=options.seed,
+        )
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written."""
+        trainer = self.trainer
+        trainer.model.load_state_dict(checkpoint["model"])
+        trainer.ema.model.load_state_dict(checkpoint["ema"])
+        trainer.ema.updates = checkpoint["updates"]
+        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
+        trainer.scaler.load_state_dict(checkpoint["scaler"])
+        restore_rng(checkpoint["rng"])
+        self.stopper.best, self.stopper.best_epoch = checkpoint["best"]["fitness"], checkpoint["best"]["epoch"]
+        self.start = checkpoint["epoch"] + 1
+        if self.start >= self.options.epochs:
+            raise InputError(f"--resume {self.options.resume}: all {self.options.epochs} epochs are done")
+
+    def run(self) -> Report | None:
+        """Train all epochs, then validate the best one; returns that validation."""
+        self._write_settings()
+        options, started = self.options, time.perf_counter()
+        self.logger.info(f"training {options.epochs} epochs at {self.size} px in {self.folder}")
+        per_class_ap = [0.0] * len(self.train_table.names)
+        for epoch in range(self.start, options.epochs):
+            weights = None
+            if options.image_weights:
+                weights = image_weights(self.train_table.classes, self.train_table.starts, per_class_ap)
+            self.loader.set_epoch(epoch, weights)
+            losses = self.trainer.train_one_epoch(self.loader, epoch, on_batch=self._picture_of(epoch))
+            last = epoch == options.epochs - 1
+            report = None if options.noval and not last else self._validate()
+            self._record(epoch, losses, report)
+            if report is not None:
+                self.logger.info(report.table().splitlines()[0] + "\n" + report.table().splitlines()[1])
+                per_class_ap = [row.AP for row in report.metrics.per_class]
+            improved = report is not None and self.stopper.improves(report.fitness, epoch)
+            self._save(epoch, improved=improved or (last and not (self.weights_folder / "best.pt").is_file()))
+            if report is not None and self.stopper.exhausted(epoch):
+                self.logger.info(f"no improvement in {options.patience} epochs: stopped after epoch {epoch + 1}")
+                break
+        self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
+        return self._finish()
+
+    def _write_settings(self) -> None:
+        for name, content in (("opt", asdict(self.options)), ("hyp", asdict(self.hyp))):
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            write_text_atomically(self.folder / f"{name}.yaml", text)
+        if self.options.noplots or self.start:
+            return
+        table = self.train_table
+        plain = ~table.crowd
+        sizes = np.repeat(table.sizes_wh, table.counts, 0)[plain]
+        low, wh = table.boxes[plain, :2], table.boxes[plain, 2:]
+        path = self.folder / "labels.jpg"
+        plot_labels(table.classes[plain], np.hstack(((low + wh / 2) / sizes, wh / sizes)), table.names, path, wh=wh)
+        self.tensorboard.picture("labels", path, 0)
+        example = torch.zeros(1, int(self.model.config.get("ch", 3)), self.size, self.size, device=self.device)
+        self.tensorboard.graph(self.model, example)
+
+    def _picture_of(self, epoch: int) -> Any:
+        """Draw the first batches of the first epoch as the model gets them."""
+        if epoch > 0 or self.options.noplots:
+            return None
+
+        def draw(number: int, batch: Batch) -> None:
+            if number < PICTURED_BATCHES:
+                path = self.folder / f"train_batch{number}.jpg"
+                titles = [self.train_table.paths[index].name for index in batch.indices]
+                plot_batch(batch.images, batch.boxes, self.train_table.names, path, titles=titles)
+                self.tensorboard.picture(f"train_batch{number}", path, 0)
+
+        return draw
+
+    def _validate(self, model: Model | None = None) -> Report:
+        predictor = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION)
+        pictures = None if self.options.noplots else self.folder
+        return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
+
+    def _record(self, epoch: int, losses: dict[str, float], report: Report | None) -> None:
+        """Add the epoch to results.csv and to TensorBoard."""
+        figures = report.metrics.figures if report else {}
+        val_losses = report.evaluation.losses if report else {}
+        row: dict[str, float] = {"epoch": epoch}
+        row |= {f"train/{name}_loss": value for name, value in losses.items()}
+        named = {"precision": "P", "recall": "R", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}
+        row |= {f"metrics/{name}": figures.get(key, math.nan) for name, key in named.items()}
+        row |= {f"val/{name}_loss": val_losses.get(name, math.nan) for name in losses}
+        row |= {f"x/lr{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
+        row |= {f"metrics/{key}": figures.get(key, math.nan) for key in ("AP_S", "AP_M", "AP_L")}
+        self.csv.append(row)
+        self.tensorboard.scalars({tag: value for tag, value in row.items() if tag != "epoch"}, epoch)
+        if report is not None and not self.options.noplots:
+            self.tensorboard.picture("val_batch0_pred", self.folder / "val_batch0_pred.jpg", epoch)
+
+    def _save(self, epoch: int, *, improved: bool) -> None:
+        """Write last.pt, and best.pt and the periodic checkpoint when due."""
+        trainer, options = self.trainer, self.options
+        content: dict[str, Any] = {
+            "config": trainer.model.config,
+            "names": trainer.model.names,
+            "model": trainer.model.state_dict(),
+            "ema": trainer.ema.model.state_dict(),
+            "updates": trainer.ema.updates,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "rng": rng_state(),
+            "epoch": epoch,
+            "best": {"fitness": self.stopper.best, "epoch": self.stopper.best_epoch},
+            "options": asdict(options),
+            "hyp": asdict(self.hyp),
+            "versions": {"torch": torch.__version__},
+        }
+        if options.nosave and epoch < options.epochs - 1:
+            return
+        save_checkpoint(self.weights_folder / "last.pt", content)
+        if improved:
+            save_checkpoint(self.weights_folder / "best.pt", strip(content))
+        if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
+            save_checkpoint(self.weights_folder / f"epoch{epoch}.pt", content)
+
+    def _finish(self) -> Report | None:
+        """Validate best.pt as its users will have it, and draw what the run looked like."""
+        best = self.weights_folder / "best.pt"
+        report = self._validate(build_from_weights(read_weights(best)))
+        self.logger.info(f"best.pt, of epoch {self.stopper.best_epoch + 1}:\n{report.table(per_class=True)}")
+        write_report(report, self.folder, asdict(self.options))
+        if not self.options.noplots:
+            plot_results(self.folder / "results.csv", self.folder / "results.png")
+            for path in sorted(self.folder.glob("*.png")):
+                self.tensorboard.picture(path.stem, path, self.options.epochs)
+        self.tensorboard.close()
+        self.logger.info(f"results in {self.folder}")
+        return report
+
+
+if __name__ == "__main__":
+    run_script(main, Options, "Train a detector.")

@@ -1,0 +1,239 @@
+"""Checkpoints of training: written at once or not at all, read without running anything, and carried into models.
+
+A checkpoint is a file of `torch.save` with tensors and plain values only, so `torch.load(weights_only=True)` opens it
+anywhere; here it is read by the stricter `utils.archive`, which also opens YOLOv5's pickles for `read_weights`.
+"""
+
+import contextlib
+import os
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.archive import ContentError, as_float32, plain_copy, read_archive
+from utils.legacy import INERT, parse_legacy
+from utils.options import InputError
+
+FORMAT = "yolov5-spd/1"
+_TRAINING_STATE = ("updates", "optimizer", "scheduler", "scaler", "rng")  # updates: how many the EMA has seen
+KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model to build (`config`, the YAML), its class names, and its tensors with floats as float32."""
+
+    config: dict[str, Any]
+    names: list[str]
+    state_dict: dict[str, Tensor]
+    source: Path
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What became of each tensor when weights were carried into a model, by name."""
+
+    copied: list[str]
+    excluded: list[str]  # asked to be left out
+    missing: list[str]  # in the model only
+    unused: list[str]  # in the weights only
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape in the weights, shape in the model
+
+    def __str__(self) -> str:
+        total = len(self.copied) + len(self.excluded) + len(self.missing) + len(self.mismatched)
+        parts = [f"{len(self.copied)} of {total} tensors carried over"]
+        if self.mismatched:
+            name, (theirs, ours) = next(iter(self.mismatched.items()))
+            parts.append(f"{len(self.mismatched)} of another shape ({name}: {theirs} for {ours})")
+        for label, names in (("missing", self.missing), ("unused", self.unused), ("left out", self.excluded)):
+            if names:
+                parts.append(f"{len(names)} {label} ({names[0]}{', ...' if len(names) > 1 else ''})")
+        return ", ".join(parts)
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds the old file or the whole new one, whatever happens meanwhile.
+
+    `content` has keys of `KEYS`, absent ones are None; `config` and `names` and one of `model` and `ema`
+    (state_dicts) must be there. All of it is tensors and plain values.
+
+    Raises:
+        InputError: the file cannot be written (a full disk, a folder that is missing or read-only).
+    """
+    assert content.keys() <= KEYS, f"unknown keys: {sorted(content.keys() - KEYS)}"
+    whole = dict.fromkeys(sorted(KEYS)) | dict(content) | {"format": FORMAT}
+    try:
+        plain = _checked(plain_copy(whole, "checkpoint", tensors=True))
+    except ContentError as error:
+        raise AssertionError(f"not fit for a checkpoint: {error}") from None
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(_compact(plain), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).partition("\n")[0]
+        raise InputError(f"{path}: the checkpoint could not be written: {reason}") from error
+    finally:
+        with contextlib.suppress(OSError):  # renamed, or never begun
+            temporary.unlink()
+
+
+def _compact(value: Any) -> Any:
+    """Bring tensors to the CPU, and views to memory of their own: torch.save writes the storage behind a tensor."""
+    if isinstance(value, dict):
+        return {key: _compact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_compact(item) for item in value])
+    if not isinstance(value, Tensor):
+        return value
+    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return value.cpu() if whole else value.cpu().clone()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk; only POSIX can open a folder for that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `save_checkpoint`, with its tensors on the CPU.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged, or no checkpoint of this format.
+    """
+    return _ours(read_archive(path, inert=INERT), path)
+
+
+def read_weights(path: Path) -> Weights:
+    """Read the model in a checkpoint of ours or of YOLOv5, told apart by their content; the EMA where there is one.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged, of neither kind, or asks for a name not on the list.
+    """
+    content = read_archive(path, inert=INERT)
+    if not (isinstance(content, dict) and "format" in content):
+        legacy = parse_legacy(content, path)
+        return Weights(legacy.config, legacy.names, legacy.state_dict, path)
+    ours = _ours(content, path)
+    try:
+        state = as_float32(ours["ema"] or ours["model"], path.stat().st_size)
+    except ContentError as error:
+        raise InputError(f"{path}: {error}") from None
+    return Weights(ours["config"], ours["names"], state, path)
+
+
+def _ours(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        other = isinstance(content, dict) and type(content.get("format")) is str
+        found = f"format {content['format']!r:.40}" if other else "another program's file"
+        raise InputError(f"{path}: expected a checkpoint of format '{FORMAT}', found {found}")
+    try:
+        return _checked(plain_copy(content, "content", tensors=True))
+    except ContentError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """Return plain `content` when its keys and the types of what every reader needs are right."""
+    if content.keys() != KEYS:
+        odd = ", ".join(f"{key!r:.40}" for key in sorted(content.keys() ^ KEYS, key=str)[:3])
+        raise ContentError(f"keys missing or unknown: {odd}")
+    if not isinstance(content["config"], dict) or not _all_text(content["names"]):
+        raise ContentError("expected config as a dict and names as a list of texts")
+    states = [content[key] for key in ("model", "ema") if content[key] is not None]
+    if not states or not all(map(_is_state, states)):
+        raise ContentError("expected model or ema as a dict of tensors by name")
+    if type(content["epoch"]) not in (int, type(None)):
+        raise ContentError("expected epoch as a whole number")
+    return content
+
+
+def _all_text(value: Any) -> bool:
+    return isinstance(value, list) and all(type(name) is str for name in value)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
+
+
+def strip(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce a checkpoint to what using the model needs: the EMA (else the model) in half precision, no training state.
+
+    A tensor that half precision cannot hold (beyond 65504) stays as it is.
+    """
+    state = content.get("ema") or content["model"]
+    gone = dict.fromkeys(("model", *_TRAINING_STATE))
+    return {**content, **gone, "ema": {key: _half(tensor) for key, tensor in state.items()}}
+
+
+def _half(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.detach().half()
+    return half if bool((half.isfinite() == tensor.isfinite()).all()) else tensor.detach()
+
+
+def transfer(model: nn.Module, weights: Weights, *, exclude: Collection[str] = ()) -> TransferReport:
+    """Copy into `model` the tensors that have the same name and shape, and report on all others.
+
+    A tensor is left out when a part of its dotted name is in `exclude`: `anchors` leaves out `model.24.anchors`.
+    """
+    target, source = model.state_dict(), weights.state_dict
+    excluded = [name for name in target if not set(exclude).isdisjoint(name.split("."))]
+    common = [name for name in target if name in source and name not in set(excluded)]
+    copied = [name for name in common if source[name].shape == target[name].shape]
+    with torch.no_grad():
+        for name in copied:
+            target[name].copy_(source[name])  # a state_dict shares its memory with the model
+    return TransferReport(
+        copied=copied,
+        excluded=excluded,
+        missing=[name for name in target if name not in source and name not in set(excluded)],
+        unused=[name for name in source if name not in target],
+        mismatched={
+            name: (tuple(source[name].shape), tuple(target[name].shape)) for name in common if name not in set(copied)
+        },
+    )
+
+
+def rng_state(**generators: np.random.Generator) -> dict[str, Any]:
+    """Take the state of torch's, the GPUs', Python's and the given numpy generators, as plain values and tensors."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": {name: generator.bit_generator.state for name, generator in generators.items()},
+    }
+
+
+def restore_rng(state: Mapping[str, Any], **generators: np.random.Generator) -> None:
+    """Set the generators to a state of `rng_state`; states of GPUs that this machine lacks are left out.
+
+    Raises:
+        InputError: the state is none, or lacks one of the given generators.
+    """
+    try:
+        torch.set_rng_state(state["torch"])
+        for device, gpu in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(gpu, device)
+        random.setstate(state["python"])
+        for name, generator in generators.items():
+            generator.bit_generator.state = state["numpy"][name]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"rng: expected a state of the random generators, {type(error).__name__}: {error}") from error

@@ -1,0 +1,169 @@
+"""YOLOv5's checkpoints (v5 to v7, and those of the SPD-Conv authors), whose pickled models are read as plain data.
+
+The classes a file may name come as records without behaviour; any other name is refused, and nothing in it is run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.archive import MAX_DEPTH, MAX_NODES, ContentError, Stub, as_float32, plain_copy, read_archive
+from utils.options import InputError
+
+MAX_STRIDE = 1024
+EXTRA_KEYS = ("updates", "date", "git", "wandb_id", "opt")
+CONFIG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
+_CLASSES = {
+    "models.yolo": "Model DetectionModel Detect",
+    "models.common": (
+        "Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP C3 C3x C3TR C3SPP C3Ghost CrossConv SPP SPPF Focus "
+        "space_to_depth Concat Contract Expand GhostConv GhostBottleneck TransformerLayer TransformerBlock"
+    ),
+    "models.experimental": "CrossConv MixConv2d Sum GhostConv GhostBottleneck",
+    "torch": "device",
+    "torch.nn.modules.activation": "SiLU ReLU ReLU6 LeakyReLU Hardswish Mish GELU PReLU Sigmoid MultiheadAttention",
+    "torch.nn.modules.batchnorm": "BatchNorm2d SyncBatchNorm",
+    "torch.nn.modules.container": "Sequential ModuleList",
+    "torch.nn.modules.conv": "Conv2d ConvTranspose2d",
+    "torch.nn.modules.dropout": "Dropout",
+    "torch.nn.modules.linear": "Identity Linear NonDynamicallyQuantizableLinear _LinearWithBias",
+    "torch.nn.modules.normalization": "LayerNorm GroupNorm",
+    "torch.nn.modules.padding": "ZeroPad2d",
+    "torch.nn.modules.pooling": "MaxPool2d AvgPool2d AdaptiveAvgPool2d",
+    "torch.nn.modules.upsampling": "Upsample",
+    "numpy": "ndarray dtype",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "_codecs": "encode",
+    "builtins": "set",
+    "__builtin__": "set",
+    "argparse": "Namespace",
+    "datetime": "datetime date timedelta",
+    "pathlib": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
+    "pathlib._local": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
+}
+INERT = frozenset(f"{module}.{name}" for module, names in _CLASSES.items() for name in names.split())
+
+
+@dataclass(frozen=True)
+class LegacyCheckpoint:
+    """A YOLOv5 checkpoint as plain data.
+
+    `state_dict` holds the EMA if the file has one, floats as float32, under the names of YOLOv5's state_dict;
+    `config` is the model's YAML; `strides` are pixels per scale;
+    `extra` has the recipe (`hyp`), options and dates as far as they are plain.
+    """
+
+    config: dict[str, Any]
+    names: list[str]
+    state_dict: dict[str, Tensor]
+    strides: list[float]
+    epoch: int
+    extra: dict[str, Any]
+
+
+def read_legacy(path: Path) -> LegacyCheckpoint:
+    """Read a checkpoint of YOLOv5 v5 to v7 or of the SPD-Conv authors.
+
+    Raises:
+        InputError: the file is missing, damaged, no such checkpoint, or asks for a name that is not on the list.
+    """
+    return parse_legacy(read_archive(path, inert=INERT), path)
+
+
+def parse_legacy(content: Any, path: Path) -> LegacyCheckpoint:
+    """Turn what `read_archive` found in a YOLOv5 checkpoint into plain data.
+
+    Raises:
+        InputError: it is no such checkpoint.
+    """
+    try:
+        checkpoint, model = _find_model(content)
+        config = _config(model.attributes.get("yaml"))
+        epoch = checkpoint.get("epoch")
+        others = {"hyp": model.attributes.get("hyp")} | {key: checkpoint.get(key) for key in EXTRA_KEYS}
+        return LegacyCheckpoint(
+            config=config,
+            names=_names(model.attributes.get("names"), config["nc"]),
+            state_dict=as_float32(dict(_named_tensors(model)), path.stat().st_size),
+            strides=_strides(model.attributes.get("stride")),
+            epoch=epoch if type(epoch) is int else -1,
+            extra={key: value for key, value in others.items() if _is_plain(value)},
+        )
+    except ContentError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _find_model(content: Any) -> tuple[dict[str, Any], Stub]:
+    if isinstance(content, dict):
+        for key in ("ema", "model"):
+            if isinstance(content.get(key), Stub):
+                return content, content[key]
+    raise ContentError("no YOLOv5 checkpoint: expected a pickled model under 'ema' or 'model'")
+
+
+def _config(value: Any) -> dict[str, Any]:
+    config = plain_copy(value, "the model's YAML")
+    if not isinstance(config, dict) or not config.keys() >= set(CONFIG_KEYS):
+        raise ContentError(f"no YOLOv5 detector: expected the model's YAML with the keys {', '.join(CONFIG_KEYS)}")
+    return config
+
+
+def _names(value: Any, classes: Any) -> list[str]:
+    """Class names from YOLOv5's list or, since v6.2, its dict of index to name."""
+    if isinstance(value, dict):
+        value = [value.get(index) for index in range(len(value))]
+    if not isinstance(value, list) or len(value) != classes or not all(type(name) is str for name in value):
+        raise ContentError("no YOLOv5 detector: expected as many class names as its YAML has classes (nc)")
+    return list(value)
+
+
+def _strides(value: Any) -> list[float]:
+    strides = value.tolist() if type(value) is Tensor and value.numel() <= MAX_DEPTH else None
+    if not isinstance(strides, list) or not all(type(x) in (int, float) and 1 <= x <= MAX_STRIDE for x in strides):
+        raise ContentError(f"no YOLOv5 detector: expected the strides as numbers from 1 to {MAX_STRIDE}")
+    return [float(stride) for stride in strides]
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        plain_copy(value, "")
+    except ContentError:
+        return False
+    return True
+
+
+def _named_tensors(model: Stub) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the module's state_dict would hold, in its order, but `anchor_grid`, which later versions dropped."""
+    waiting, budget = [("", model)], MAX_NODES
+    while waiting:
+        prefix, module = waiting.pop()
+        own = _attribute(module, "_parameters") | _attribute(module, "_buffers")
+        children = _attribute(module, "_modules")
+        transient = _transient(module)
+        budget -= 1 + len(own) + len(children) + len(transient)  # a shared module is visited once for each of its names
+        if budget < 0 or prefix.count(".") > MAX_DEPTH:
+            raise ContentError("damaged: its modules are nested without end")
+        dropped = {"anchor_grid", *transient}
+        for name, tensor in own.items():
+            if type(tensor) is Tensor and name not in dropped:
+                yield f"{prefix}{name}", tensor
+        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children.items()) if type(child) is Stub]
+
+
+def _attribute(module: Stub, name: str) -> dict[str, Any]:
+    value = module.attributes.get(name, {})
+    if type(value) is not dict:
+        raise ContentError(f"damaged: {name} of a {module.name} is a {type(value).__name__}")
+    return value
+
+
+def _transient(module: Stub) -> list[str]:
+    """Names of the buffers that state_dict leaves out, from the `set([...])` that the file calls."""
+    names = module.attributes.get("_non_persistent_buffers_set")
+    arguments = names.arguments if isinstance(names, Stub) else ()
+    buffers = arguments[0] if arguments else []
+    return [name for name in buffers if type(name) is str] if type(buffers) is list else []

@@ -1,0 +1,164 @@
+"""What a run tells: the console table, results.csv, metrics.json, per_class.csv and TensorBoard events.
+
+The only module that uses TensorBoard.
+"""
+
+import csv
+import io
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.options import InputError
+
+METRICS = ("P", "R", "AP50", "AP75", "AP", "AP_S", "AP_M", "AP_L")  # columns of the console table
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that no reader meets a half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="")
+    part.replace(path)
+
+
+class ResultsCsv:
+    """results.csv: one row for each epoch; the first row's keys, in their order, are the header."""
+
+    def __init__(self, path: Path, *, first_epoch: int = 0) -> None:
+        """Start the file anew, or keep of an earlier run the rows before `first_epoch`, where it resumes.
+
+        Raises:
+            InputError: an earlier file to resume has no epochs.
+        """
+        self.path = path
+        self._header: list[str] = []
+        if first_epoch == 0 or not path.is_file():
+            path.unlink(missing_ok=True)
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        self._header = list(reader.fieldnames or ())
+        if "epoch" not in self._header:
+            raise InputError(f"{path}: expected a column 'epoch', found {', '.join(self._header) or 'nothing'}")
+        kept = [row for row in rows if int(row["epoch"]) < first_epoch]
+        write_text_atomically(path, _csv_text(self._header, kept))
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add an epoch.
+
+        Raises:
+            InputError: the row's keys are not the header's.
+        """
+        if not self._header:
+            self._header = list(row)
+            write_text_atomically(self.path, _csv_text(self._header, []))
+        if list(row) != self._header:
+            differ = sorted(set(row) ^ set(self._header)) or ["their order"]
+            raise InputError(f"{self.path}: the columns are not those of its first row: {', '.join(differ)}")
+        cells = {key: _short(value) for key, value in row.items()}
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._header, lineterminator="\n").writerow(cells)
+
+
+def _csv_text(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _short(value: Any) -> Any:
+    """Six digits are enough for a table; integers and texts stay as they are."""
+    return f"{float(value):.6g}" if isinstance(value, float | np.floating | Tensor) else value
+
+
+def write_metrics_json(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics and settings with sorted keys; what is not a finite number becomes null."""
+    text = json.dumps(_plain(metrics), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_text_atomically(path, text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON has."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_per_class_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row for each class; the first row's keys are the header, a figure that does not exist is `nan`."""
+    assert rows, "a data set has a class"
+    text = _csv_text(list(rows[0]), [{key: _short(value) for key, value in row.items()} for row in rows])
+    write_text_atomically(path, text)
+
+
+def console_table(metrics: Mapping[str, Any], per_class: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """Lay out metrics as the table that validation prints: a line for all classes, then one for each.
+
+    Args:
+        metrics: `images`, `labels` and the METRICS, fractions; a figure that is absent or NaN is shown as `-`.
+        per_class: the same with the class's name under `class`.
+    """
+    lines = [{**metrics, "class": "all"}, *(per_class or ())]
+    width = max(22, *(len(str(line["class"])) for line in lines))
+    header = f"{'Class':>{width}}{'Images':>9}{'Labels':>9}" + "".join(f"{name:>8}" for name in METRICS)
+    return "\n".join([header, *(_table_line(line, width) for line in lines)])
+
+
+def _table_line(line: Mapping[str, Any], width: int) -> str:
+    counts = "".join(f"{line.get(key, '-'):>9}" for key in ("images", "labels"))
+    figures = [float(line.get(name, math.nan)) for name in METRICS]
+    return f"{line['class']:>{width}}{counts}" + "".join(
+        f"{'-' if math.isnan(figure) else f'{figure:.3f}':>8}" for figure in figures
+    )
+
+
+class TensorBoard:
+    """Events for TensorBoard in a run's folder."""
+
+    def __init__(self, log_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (loads TensorFlow where that is installed)
+
+        self._writer = SummaryWriter(str(log_dir))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to the line of each key."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, float(value), step)
+
+    def picture(self, tag: str, path: Path, step: int) -> None:
+        """Show a picture that the run has written."""
+        image = cv2.imread(str(path))
+        assert image is not None, f"{path} was written by this run"
+        self._writer.add_image(tag, image[..., ::-1].copy(), step, dataformats="HWC")
+
+    def graph(self, model: nn.Module, example: Tensor) -> None:
+        """Draw the model's graph, traced in evaluation mode so that no statistic moves."""
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a trace warns of every shape that Python looks at
+                self._writer.add_graph(model, example, use_strict_trace=False)
+        finally:
+            model.train(training)
+
+    def close(self) -> None:
+        """Write what is still in memory and close the file."""
+        self._writer.close()

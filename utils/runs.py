@@ -1,0 +1,102 @@
+"""What every script does at its start: messages, seeds, the run's folder, the model behind `--weights` and `--cfg`."""
+
+import logging
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.yolo import Model, load_model
+from utils.checkpoint import TransferReport, Weights, read_weights, transfer
+from utils.options import ROOT, InputError
+from utils.upstream import increment_path
+
+CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
+
+
+def start_logging() -> logging.Logger:
+    """Send the program's messages to stdout, plainly."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    return logging.getLogger("yolov5-spd")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators; the loader's workers have seeds of their own."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def make_run_folder(project: str, name: str, *, exist_ok: bool) -> Path:
+    """Make PROJECT/NAME, or NAME2, NAME3 where it is taken.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    folder = increment_path(Path(project) / name, exist_ok=exist_ok)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--project {project}: the folder {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def check_image_size(size: int, stride: int) -> int:
+    """Round an image size up to a multiple of the model's stride, 2 strides at least, as `--img` allows any number."""
+    if size < 1:
+        raise InputError(f"--img {size}: expected a size in pixels")
+    return max(-(-size // stride), 2) * stride
+
+
+def build_from_weights(weights: Weights) -> Model:
+    """Rebuild the model that a checkpoint holds, with its weights.
+
+    Raises:
+        InputError: its tensors do not fit the model that its own YAML describes.
+    """
+    model = Model(weights.config, names=weights.names, source=str(weights.source))
+    report = transfer(model, weights)
+    if report.missing or report.mismatched:
+        raise InputError(f"{weights.source}: its weights do not fit its own model: {report}")
+    return model
+
+
+def open_model(path: str, data_names: Sequence[str] | None = None) -> Model:
+    """Read a trained model for validation or detection.
+
+    Raises:
+        InputError: no checkpoint, or its classes are not as many as those of the data.
+    """
+    model = build_from_weights(read_weights(Path(path)))
+    if data_names is not None and len(model.names) != len(data_names):
+        raise InputError(
+            f"{path}: has {len(model.names)} classes, but the data YAML names {len(data_names)}; they must agree"
+        )
+    return model
+
+
+def start_model(
+    weights: str, cfg: str, names: Sequence[str], anchors: int | None = None
+) -> tuple[Model, TransferReport | None]:
+    """Make the model to be trained: from a YAML, from a checkpoint, or from a YAML with a checkpoint's weights.
+
+    Raises:
+        InputError: neither is given, or one of them is not what it should be.
+    """
+    if not weights and not cfg:
+        raise InputError("--weights or --cfg: give a checkpoint to start from, a model YAML, or both")
+    start = read_weights(Path(weights)) if weights else None
+    if cfg:
+        model = load_model(cfg, names=names, anchors=anchors)
+    else:
+        assert start is not None
+        config: dict[str, Any] = {**start.config} | ({"anchors": anchors} if anchors else {})
+        model = Model(config, names=names, source=str(start.source))
+    if start is None:
+        return model, None
+    exclude = ["anchors"] if cfg or anchors else []
+    return model, transfer(model, start, exclude=exclude)

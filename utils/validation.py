@@ -1,0 +1,167 @@
+"""Validation of a split from end to end: the loop, COCO's metrics, and every file that a validation leaves behind."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from data.annotations import Annotations
+from data.loader import Batch, Loader
+from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
+from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_coco, official
+from utils.engine import Evaluation, Prediction, Predictor, evaluate
+from utils.loss import DetectionLoss
+from utils.plots import (
+    as_batch_boxes,
+    plot_batch,
+    plot_confusion_matrix,
+    plot_curves,
+    plot_precision_recall,
+)
+from utils.report import console_table, write_metrics_json, write_per_class_csv, write_text_atomically
+
+LOGGER = logging.getLogger(__name__)
+PICTURED_BATCHES = 3
+FITNESS = {"AP50": 0.1, "AP": 0.9}  # YOLOv5's weighing for the best epoch
+
+
+@dataclass
+class Report:
+    """A validation's figures, and what it took."""
+
+    metrics: Metrics
+    evaluation: Evaluation
+    annotations: Annotations
+
+    @property
+    def fitness(self) -> float:
+        """What the best epoch is chosen by; nan where there is nothing to measure."""
+        return sum(weight * self.metrics.figures[name] for name, weight in FITNESS.items())
+
+    def table(self, *, per_class: bool = False) -> str:
+        """The console's table, and the speeds."""
+        plain = ~self.annotations.crowd
+        total = {
+            **self.metrics.figures,
+            "images": len(self.annotations),
+            "labels": int(plain.sum()),
+        }
+        rows = [{"class": row["name"], **row} for row in map(asdict, self.metrics.per_class)]
+        speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in self.evaluation.milliseconds.items())
+        figures = self.metrics.figures.items()
+        recalls = ", ".join(f"{key} {value:.3f}" for key, value in figures if key.startswith("AR"))
+        table = console_table(total, rows if per_class and len(rows) > 1 else None)
+        return f"{table}\n{recalls}\nspeed of an image: {speeds}"
+
+
+@dataclass
+class LabelFiles:
+    """Writes what is found in each image as YOLO txt, class x y w h [confidence], one file an image."""
+
+    folder: Path
+    annotations: Annotations
+    confidences: bool = False
+    hybrid: bool = False  # the labels themselves too, in place of detections that agree with them
+    iou: float = 0.6
+    written: int = field(default=0, init=False)
+
+    def write(self, batch: Batch, prediction: Prediction) -> None:
+        """Write a batch's files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, (index, rows) in enumerate(zip(batch.indices, prediction.original, strict=True)):
+            found = rows.cpu()
+            if self.hybrid:
+                found = self._with_labels(found, batch, number)
+            size = torch.tensor(self.annotations.sizes_wh[index].tolist() * 2)
+            path = self.folder / f"{self.annotations.paths[index].stem}.txt"
+            write_text_atomically(path, yolo_lines(found, size, self.confidences))
+            self.written += 1
+
+    def _with_labels(self, found: Tensor, batch: Batch, number: int) -> Tensor:
+        """Put the image's labels, with confidence 1, before the detections that do not repeat them."""
+        geometry = batch.geometries[number]
+        assert geometry is not None
+        own = batch.boxes[batch.boxes[:, 0] == number]
+        corners = xywh_to_xyxy(own[:, 2:] * torch.tensor(geometry.padded_wh * 2))
+        pad, scale = torch.tensor(geometry.pad_wh * 2), torch.tensor(geometry.scale_wh * 2)
+        labels = torch.cat(((corners - pad) / scale, torch.ones(len(own), 1), own[:, 1:2]), 1)
+        repeats = (box_iou(found[:, :4], labels[:, :4]) > self.iou) & (found[:, 5:6] == labels[:, 5])
+        return torch.cat((labels, found[~repeats.any(1)]))
+
+
+def yolo_lines(rows: Tensor, size: Tensor, confidences: bool) -> str:
+    """Detections (n, 6) in pixels as lines of YOLO's txt; `size` is (4) width, height, width, height."""
+    lines = []
+    for row, xywhn in zip(rows.tolist(), (xyxy_to_xywh(rows[:, :4]) / size).tolist(), strict=True):
+        numbers = [*xywhn, row[4]] if confidences else xywhn
+        lines.append(f"{int(row[5])} " + " ".join(f"{number:.6g}" for number in numbers) + "\n")
+    return "".join(lines)
+
+
+def validate(
+    predictor: Predictor,
+    loader: Loader,
+    annotations: Annotations,
+    *,
+    criterion: DetectionLoss | None = None,
+    pictures: Path | None = None,
+    label_files: LabelFiles | None = None,
+    description: str = "validation",
+) -> Report:
+    """Run the loop and measure; with a folder for `pictures`, draw the first batches' labels and predictions."""
+
+    def on_batch(number: int, batch: Batch, prediction: Prediction) -> None:
+        if label_files is not None:
+            label_files.write(batch, prediction)
+        if pictures is not None and number < PICTURED_BATCHES:
+            titles = [annotations.paths[index].name for index in batch.indices]
+            names = annotations.names
+            width, height = batch.images.shape[3], batch.images.shape[2]
+            found = as_batch_boxes(prediction.padded, (width, height))
+            plot_batch(batch.images, batch.boxes, names, pictures / f"val_batch{number}_labels.jpg", titles=titles)
+            plot_batch(batch.images, found, names, pictures / f"val_batch{number}_pred.jpg", titles=titles)
+
+    evaluation = evaluate(predictor, loader, criterion=criterion, on_batch=on_batch, description=description)
+    return Report(evaluate_coco(annotations, evaluation.detections), evaluation, annotations)
+
+
+def write_report(
+    report: Report, folder: Path, settings: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write metrics.json (with `extra` entries), per_class.csv, the curves and the confusion matrix."""
+    metrics, names = report.metrics, report.annotations.names
+    content = {
+        **metrics.to_json(),
+        "speed_ms": report.evaluation.milliseconds,
+        "images": len(report.annotations),
+        "labels": int((~report.annotations.crowd).sum()),
+        "settings": dict(settings),
+        **(extra or {}),
+    }
+    write_metrics_json(folder / "metrics.json", content)
+    write_per_class_csv(folder / "per_class.csv", [asdict(row) for row in metrics.per_class])
+    curves = metrics.curves
+    for name, label, values in (
+        ("P", "Precision", curves.precision),
+        ("R", "Recall", curves.recall),
+        ("F1", "F1", curves.f1),
+    ):
+        plot_curves(curves.confidence, values, names, folder / f"{name}_curve.png", ylabel=label)
+    precision = curves.precision_at_recall
+    plot_precision_recall(curves.recall_axis, precision, precision.mean(1), names, folder / "PR_curve.png")
+    matrix = confusion_matrix(report.annotations, report.evaluation.detections)
+    plot_confusion_matrix(matrix.astype(float), names, folder / "confusion_matrix.png")
+
+
+def write_coco_json(report: Report, path: Path, truth: Path | None) -> dict[str, float]:
+    """Write the detections in COCO's form and return what pycocotools makes of them, against `truth` if given."""
+    rows = detections_to_json(report.annotations, report.evaluation.detections)
+    write_text_atomically(path, json.dumps(rows))
+    ids = report.annotations.image_ids.tolist()
+    return official(truth or report.annotations, rows, image_ids=ids)

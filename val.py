@@ -1,0 +1,149 @@
+"""Measure a trained detector on a data set, with COCO's metrics.
+
+    python val.py --weights runs/train/exp/weights/best.pt --data glyphs.yaml --img 320
+
+Writes metrics.json, per_class.csv, curves, the confusion matrix and pictures to PROJECT/NAME.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torchvision
+
+from data.annotations import Annotations, read_annotations
+from data.config import DataConfig, load_data_config, prepare
+from data.dataset import DetectionDataset
+from data.loader import make_loader
+from models.yolo import Model
+from utils.engine import NmsSettings, Predictor
+from utils.options import InputError, option, run_script
+from utils.plots import plot_study
+from utils.report import write_text_atomically
+from utils.runs import CACHE, check_image_size, make_run_folder, open_model, start_logging
+from utils.upstream import select_device
+from utils.validation import LabelFiles, Report, validate, write_coco_json, write_report
+
+STUDY_SIZES = range(256, 1536 + 1, 128)
+
+
+@dataclass
+class Options:
+    """Command line of val.py; a field is a flag."""
+
+    data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
+    weights: str = option("", "checkpoint to measure", aliases=("--weight",))
+    batch_size: int = option(32, "images in a batch", aliases=("--batch",))
+    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"))
+    conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",))
+    iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",))
+    max_det: int = option(300, "most detections of an image")
+    task: str = option("val", "what to do", choices=("train", "val", "test", "speed", "study"))
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    workers: int = option(8, "processes that load images, no more than there are cores")
+    single_cls: bool = option(False, "treat all classes as one")
+    augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
+    verbose: bool = option(False, "show each class")
+    save_txt: bool = option(False, "write the detections as YOLO txt")
+    save_hybrid: bool = option(False, "write the labels and the detections beyond them as YOLO txt")
+    save_conf: bool = option(False, "put the confidence into the txt files")
+    save_json: bool = option(False, "write COCO's result json and ask pycocotools for its figures")
+    project: str = option("runs/val", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+
+
+def run(**options: object) -> Report:
+    """Validate from Python, with the command line's options as arguments."""
+    return main(Options(**options))  # type: ignore[arg-type]
+
+
+def main(options: Options) -> Report:
+    """Validate as the options say; returns the (last) report."""
+    logger = start_logging()
+    if not options.weights:
+        raise InputError("--weights: give the checkpoint to measure")
+    config = load_data_config(options.data)
+    device = select_device(options.device)
+    prepare(config)
+    split = options.task if options.task in ("train", "val", "test") else "val"
+    annotations = read_annotations(config, split, cache=CACHE)
+    if options.single_cls:
+        annotations = annotations.as_single_class()
+    model = open_model(options.weights, annotations.names)
+    folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
+    for line in annotations.problems[:10]:
+        logger.warning(line)
+    measurement = _Measurement(options, config, split, annotations, model, device, folder)
+    if options.task == "study":
+        report = _study(measurement)
+    elif options.task == "speed":
+        report = replace(measurement, options=replace(options, conf_thres=0.25, iou_thres=0.45)).measure()
+        logger.info(report.table())
+    else:
+        report = measurement.measure()
+        logger.info(report.table(per_class=options.verbose))
+        measurement.write(report)
+    logger.info(f"results in {folder}")
+    return report
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """A model and a split, brought together by the options."""
+
+    options: Options
+    config: DataConfig
+    split: str
+    annotations: Annotations
+    model: Model
+    device: torch.device
+    folder: Path
+
+    def measure(self) -> Report:
+        """Validate once."""
+        options = self.options
+        size = check_image_size(options.imgsz, self.model.max_stride)
+        dataset = DetectionDataset(self.annotations, size, stride=self.model.max_stride, rect=True)
+        loader = make_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
+        settings = NmsSettings(options.conf_thres, options.iou_thres, options.max_det, multi_label=True)
+        predictor = Predictor(self.model, self.device, settings=settings, half=options.half, augment=options.augment)
+        files = None
+        if options.save_txt or options.save_hybrid:
+            files = LabelFiles(self.folder / "labels", self.annotations, options.save_conf, options.save_hybrid)
+        pictures = self.folder if options.task in ("train", "val", "test") else None
+        return validate(predictor, loader, self.annotations, pictures=pictures, label_files=files)
+
+    def write(self, report: Report) -> None:
+        """Write the report's files and, if asked, have pycocotools measure as well."""
+        settings = asdict(self.options) | {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        extra = {}
+        if self.options.save_json:
+            path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
+            truth = None if self.options.single_cls else self.config.annotations.get(self.split)
+            extra["pycocotools"] = write_coco_json(report, path, truth)
+            figures = " ".join(f"{key} {value:.4f}" for key, value in extra["pycocotools"].items())
+            start_logging().info(f"pycocotools on {path.name}: {figures}")
+        write_report(report, self.folder, settings, extra)
+
+
+def _study(measurement: _Measurement) -> Report:
+    """Measure at many image sizes: a table, a csv and a picture of AP against time."""
+    rows, report = [], None
+    for size in STUDY_SIZES:
+        report = replace(measurement, options=replace(measurement.options, imgsz=size)).measure()
+        times = report.evaluation.milliseconds
+        row = {"imgsz": size, **report.metrics.figures, **{f"{name}_ms": value for name, value in times.items()}}
+        rows.append(row)
+        start_logging().info(f"{size} px: AP {row['AP']:.4f}, {times['inference']:.1f} ms")
+    assert report is not None
+    name = f"study_{measurement.config.source.stem}_{Path(measurement.options.weights).stem}"
+    lines = [",".join(rows[0]), *(",".join(f"{value:.6g}" for value in row.values()) for row in rows)]
+    write_text_atomically(measurement.folder / f"{name}.csv", "\n".join(lines) + "\n")
+    plot_study(rows, measurement.folder / "study.png")
+    return report
+
+
+if __name__ == "__main__":
+    run_script(main, Options, "Measure a trained detector with COCO's metrics.")
