@@ -21,9 +21,9 @@ from torch import Tensor
 from data.dataset import letterboxed_item
 from data.loader import collate
 from data.sources import Frame, Source, VideoWriter, open_source
+from utils.drawing import draw_detections
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, option, run_script
-from utils.plots import draw_detections
 from utils.report import write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
 from utils.upstream import Progress, progress, save_one_box, select_device

@@ -6,7 +6,6 @@ Writes checkpoints, results.csv, pictures, curves and TensorBoard events to PROJ
 """
 
 import logging
-import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -15,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from data.annotations import Annotations, read_annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
 from data.dataset import DetectionDataset
-from data.loader import Batch, Loader, make_loader
+from data.loader import Loader, make_loader
 from models.fold import fold
-from models.yolo import Model, parameters
+from models.summary import parameters
+from models.yolo import Model
 from utils.anchors import fit_anchors
 from utils.autobatch import largest_batch
 from utils.checkpoint import load_checkpoint, read_weights, restore_rng, rng_state, save_checkpoint, strip
@@ -32,8 +31,7 @@ from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.loss import DetectionLoss
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
 from utils.options import InputError, from_mapping, option, run_script
-from utils.plots import plot_batch, plot_labels, plot_results
-from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.run_log import RunLog
 from utils.runs import (
     CACHE,
     build_from_weights,
@@ -46,7 +44,6 @@ from utils.runs import (
 from utils.upstream import select_device
 from utils.validation import Report, validate, write_report
 
-PICTURED_BATCHES = 3
 VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
 
@@ -87,12 +84,12 @@ class Options:
     amp: bool = option(True, "reduced precision where the hardware has it")
 
 
-def run(**options: object) -> Report | None:
+def run(**options: object) -> Report:
     """Train from Python, with the command line's options as arguments; returns the best epoch's validation."""
     return main(Options(**options))  # type: ignore[arg-type]
 
 
-def main(options: Options) -> Report | None:
+def main(options: Options) -> Report:
     """Train as the options say."""
     start_logging()
     checkpoint = None
@@ -143,14 +140,14 @@ class Training:
         self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
         self.weights_folder = self.folder / "weights"
         self.weights_folder.mkdir(exist_ok=True)
+        self.best = self.weights_folder / "best.pt"
         self.loader = self._make_loader(self.train_table, train=True)
         self.trainer = self._make_trainer()
         self.stopper = EarlyStopping(options.patience)
         self.start = 0
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.tensorboard = TensorBoard(self.folder)
-        self.csv = ResultsCsv(self.folder / "results.csv", first_epoch=self.start)
+        self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start)
 
     @staticmethod
     def _recipe(options: Options, checkpoint: dict[str, Any] | None) -> Hyp:
@@ -292,82 +289,46 @@ class Training:
         if self.start >= self.options.epochs:
             raise InputError(f"--resume {self.options.resume}: all {self.options.epochs} epochs are done")
 
-    def run(self) -> Report | None:
+    def run(self) -> Report:
         """Train all epochs, then validate the best one; returns that validation."""
-        self._write_settings()
-        options, started = self.options, time.perf_counter()
-        self.logger.info(f"training {options.epochs} epochs at {self.size} px in {self.folder}")
-        per_class_ap = [0.0] * len(self.train_table.names)
-        for epoch in range(self.start, options.epochs):
-            weights = None
-            if options.image_weights:
-                weights = image_weights(self.train_table.classes, self.train_table.starts, per_class_ap)
-            self.loader.set_epoch(epoch, weights)
-            losses = self.trainer.train_one_epoch(self.loader, epoch, on_batch=self._picture_of(epoch))
-            last = epoch == options.epochs - 1
-            report = None if options.noval and not last else self._validate()
-            self._record(epoch, losses, report)
+        self.log.settings(opt=asdict(self.options), hyp=asdict(self.hyp))
+        if self.start == 0:
+            self.log.labels(self.train_table)
+            self.log.graph(self.model, self.size)
+        started = time.perf_counter()
+        self.logger.info(f"training {self.options.epochs} epochs at {self.size} px in {self.folder}")
+        average_precision = [0.0] * len(self.train_table.names)
+        for epoch in range(self.start, self.options.epochs):
+            report = self._epoch(epoch, average_precision)
             if report is not None:
-                self.logger.info(report.table().splitlines()[0] + "\n" + report.table().splitlines()[1])
-                per_class_ap = [row.AP for row in report.metrics.per_class]
-            improved = report is not None and self.stopper.improves(report.fitness, epoch)
-            self._save(epoch, improved=improved or (last and not (self.weights_folder / "best.pt").is_file()))
-            if report is not None and self.stopper.exhausted(epoch):
-                self.logger.info(f"no improvement in {options.patience} epochs: stopped after epoch {epoch + 1}")
-                break
+                self.logger.info("\n".join(report.table().splitlines()[:2]))
+                average_precision = [row.AP for row in report.metrics.per_class]
+                if self.stopper.exhausted(epoch):
+                    self.logger.info(f"no improvement in {self.options.patience} epochs: stopped")
+                    break
         self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
         return self._finish()
 
-    def _write_settings(self) -> None:
-        for name, content in (("opt", asdict(self.options)), ("hyp", asdict(self.hyp))):
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            write_text_atomically(self.folder / f"{name}.yaml", text)
-        if self.options.noplots or self.start:
-            return
-        table = self.train_table
-        plain = ~table.crowd
-        sizes = np.repeat(table.sizes_wh, table.counts, 0)[plain]
-        low, wh = table.boxes[plain, :2], table.boxes[plain, 2:]
-        path = self.folder / "labels.jpg"
-        plot_labels(table.classes[plain], np.hstack(((low + wh / 2) / sizes, wh / sizes)), table.names, path, wh=wh)
-        self.tensorboard.picture("labels", path, 0)
-        example = torch.zeros(1, int(self.model.config.get("ch", 3)), self.size, self.size, device=self.device)
-        self.tensorboard.graph(self.model, example)
-
-    def _picture_of(self, epoch: int) -> Any:
-        """Draw the first batches of the first epoch as the model gets them."""
-        if epoch > 0 or self.options.noplots:
-            return None
-
-        def draw(number: int, batch: Batch) -> None:
-            if number < PICTURED_BATCHES:
-                path = self.folder / f"train_batch{number}.jpg"
-                titles = [self.train_table.paths[index].name for index in batch.indices]
-                plot_batch(batch.images, batch.boxes, self.train_table.names, path, titles=titles)
-                self.tensorboard.picture(f"train_batch{number}", path, 0)
-
-        return draw
+    def _epoch(self, epoch: int, average_precision: list[float]) -> Report | None:
+        """Train, validate if due, log and save."""
+        options, trainer = self.options, self.trainer
+        weights = None
+        if options.image_weights:
+            weights = image_weights(self.train_table.classes, self.train_table.starts, average_precision)
+        self.loader.set_epoch(epoch, weights)
+        draw = self.log.batch_drawer(self.train_table) if epoch == 0 else None
+        losses = trainer.train_one_epoch(self.loader, epoch, on_batch=draw)
+        last = epoch == options.epochs - 1
+        report = self._validate() if last or not options.noval else None
+        self.log.epoch(epoch, losses, report, [group["lr"] for group in trainer.optimizer.param_groups])
+        improved = report is not None and self.stopper.improves(report.fitness, epoch)
+        self._save(epoch, improved=improved or (last and not self.best.is_file()))
+        return report
 
     def _validate(self, model: Model | None = None) -> Report:
         predictor = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION)
         pictures = None if self.options.noplots else self.folder
         return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
-
-    def _record(self, epoch: int, losses: dict[str, float], report: Report | None) -> None:
-        """Add the epoch to results.csv and to TensorBoard."""
-        figures = report.metrics.figures if report else {}
-        val_losses = report.evaluation.losses if report else {}
-        row: dict[str, float] = {"epoch": epoch}
-        row |= {f"train/{name}_loss": value for name, value in losses.items()}
-        named = {"precision": "P", "recall": "R", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}
-        row |= {f"metrics/{name}": figures.get(key, math.nan) for name, key in named.items()}
-        row |= {f"val/{name}_loss": val_losses.get(name, math.nan) for name in losses}
-        row |= {f"x/lr{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
-        row |= {f"metrics/{key}": figures.get(key, math.nan) for key in ("AP_S", "AP_M", "AP_L")}
-        self.csv.append(row)
-        self.tensorboard.scalars({tag: value for tag, value in row.items() if tag != "epoch"}, epoch)
-        if report is not None and not self.options.noplots:
-            self.tensorboard.picture("val_batch0_pred", self.folder / "val_batch0_pred.jpg", epoch)
 
     def _save(self, epoch: int, *, improved: bool) -> None:
         """Write last.pt, and best.pt and the periodic checkpoint when due."""
@@ -385,27 +346,22 @@ class Training:
             "best": {"fitness": self.stopper.best, "epoch": self.stopper.best_epoch},
             "options": asdict(options),
             "hyp": asdict(self.hyp),
-            "versions": {"torch": torch.__version__},
+            "versions": {"torch": str(torch.__version__)},
         }
         if options.nosave and epoch < options.epochs - 1:
             return
         save_checkpoint(self.weights_folder / "last.pt", content)
         if improved:
-            save_checkpoint(self.weights_folder / "best.pt", strip(content))
+            save_checkpoint(self.best, strip(content))
         if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
             save_checkpoint(self.weights_folder / f"epoch{epoch}.pt", content)
 
-    def _finish(self) -> Report | None:
+    def _finish(self) -> Report:
         """Validate best.pt as its users will have it, and draw what the run looked like."""
-        best = self.weights_folder / "best.pt"
-        report = self._validate(build_from_weights(read_weights(best)))
+        report = self._validate(build_from_weights(read_weights(self.best)))
         self.logger.info(f"best.pt, of epoch {self.stopper.best_epoch + 1}:\n{report.table(per_class=True)}")
         write_report(report, self.folder, asdict(self.options))
-        if not self.options.noplots:
-            plot_results(self.folder / "results.csv", self.folder / "results.png")
-            for path in sorted(self.folder.glob("*.png")):
-                self.tensorboard.picture(path.stem, path, self.options.epochs)
-        self.tensorboard.close()
+        self.log.finish(self.options.epochs)
         self.logger.info(f"results in {self.folder}")
         return report
 

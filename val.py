@@ -117,7 +117,7 @@ class _Measurement:
 
     def write(self, report: Report) -> None:
         """Write the report's files and, if asked, have pycocotools measure as well."""
-        settings = asdict(self.options) | {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        settings = asdict(self.options) | {"torch": str(torch.__version__), "torchvision": torchvision.__version__}
         extra = {}
         if self.options.save_json:
             path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"

@@ -46,10 +46,11 @@ CacheKind = Literal["ram", "disk"]
 
 
 class Draw(NamedTuple):
-    """One image to be fetched, and the seed of all that is random about it."""
+    """One image to be fetched, the seed of all that is random about it, and its padded size if not its own."""
 
     image: int
     seed: int | tuple[int, ...] = 0
+    padded_wh: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,17 @@ class DetectionDataset(Dataset[Item]):
         shapes = np.array([geometry.padded_wh for geometry in self._letterboxes], np.int64).reshape(-1, 2)
         return shapes[self._size_ids]
 
-    def __getitem__(self, draw: Draw | tuple[int, int]) -> Item:
+    @property
+    def aspect_ratios(self) -> npt.NDArray[np.float64]:
+        """Height over width of every image, (N)."""
+        return self.annotations.sizes_wh[:, 1] / self.annotations.sizes_wh[:, 0]
+
+    def __getitem__(self, draw: Draw) -> Item:
         """Make the item of a draw; the same draw gives the same item."""
-        index, seed = draw
+        index, seed, padded_wh = draw
         geometry = self._geometry(index)
+        if padded_wh is not None:
+            geometry = geometry.padded_to(padded_wh)
         if self.augmentation is None:
             return _item(self._letterboxed(index, geometry), index, geometry)
         rng = np.random.default_rng(seed)
@@ -197,7 +205,7 @@ class DetectionDataset(Dataset[Item]):
 
     def _unpadded(self, index: int) -> Letterbox:
         geometry = self._geometry(index)
-        return replace(geometry, pad_wh=(0, 0), padded_wh=geometry.scaled_wh)
+        return geometry.padded_to(geometry.scaled_wh)
 
 
 def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: Augmentation) -> Sample:

@@ -3,6 +3,7 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from data.dataset import DetectionDataset, Draw, Item
-from data.rows import Ints
+from data.rows import Floats, Ints
 from utils.boxes import Letterbox
 from utils.options import InputError
 
@@ -63,47 +64,47 @@ def collate(items: list[Item]) -> Batch:
 
 
 class ShapeSampler(Sampler[list[Draw]]):
-    """Batches of draws whose images have one padded shape, so that none depends on its batch mates.
+    """Batches of draws in which all images are padded to one size, the smallest that holds them.
 
-    Without `shuffle` they come sorted by shape. With it, images and batches are in random order, anew each epoch; if
-    there are `weights` (N), an epoch is N images drawn with replacement in proportion to them.
+    Images of different shapes are sorted by aspect ratio first, so that batches waste little; YOLOv5 forms its batches
+    so, too, and a validation pads images as there. With `shuffle`, images of like shape and the batches are in random
+    order, anew each epoch; if there are `weights` (N), an epoch is N images drawn with replacement in proportion to
+    them.
     """
 
-    def __init__(self, shapes_wh: Ints, batch_size: int, *, seed: int = 0, shuffle: bool = False) -> None:
+    def __init__(
+        self, shapes_wh: Ints, aspect_ratios: Floats, batch_size: int, *, seed: int = 0, shuffle: bool = False
+    ) -> None:
+        """Take each image's own padded size (N, 2), and the ratio of height to width (N) of what is in it."""
+        self.shapes_wh = shapes_wh
+        self.aspect_ratios = aspect_ratios if len(np.unique(shapes_wh, axis=0)) > 1 else np.zeros(len(shapes_wh))
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
         self.weights: npt.NDArray[np.float64] | None = None
-        self._shape_ids = np.unique(shapes_wh, axis=0, return_inverse=True)[1]
 
     def __len__(self) -> int:
-        return len(self._plan()[1])
+        return math.ceil(len(self.shapes_wh) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order, batches = self._plan()
-        for places in batches:
-            yield [Draw(int(order[place]), (self.seed, self.epoch, int(place))) for place in places]
-
-    def _plan(self) -> tuple[Ints, list[Ints]]:
-        """This epoch's image indices in order, and for each batch the places in it."""
-        total = len(self._shape_ids)
         rng = np.random.default_rng((self.seed, self.epoch))
+        order = self._order(rng)
+        order = order[self.aspect_ratios[order].argsort(kind="stable")]
+        batches = np.arange(len(self))
+        for batch in rng.permutation(batches) if self.shuffle else batches:
+            places = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
+            width, height = self.shapes_wh[order[places.start : places.stop]].max(0).tolist()
+            yield [Draw(int(order[place]), (self.seed, self.epoch, place), (width, height)) for place in places]
+
+    def _order(self, rng: np.random.Generator) -> Ints:
+        """This epoch's image indices (N)."""
+        total = len(self.shapes_wh)
         if not self.shuffle:
-            order = np.arange(total)
-        elif self.weights is None:
-            order = rng.permutation(total)
-        else:
-            order = rng.choice(total, total, p=self.weights / self.weights.sum())
-        shapes = self._shape_ids[order]
-        batches = [
-            places[start : start + self.batch_size]
-            for places in (np.flatnonzero(shapes == shape) for shape in np.unique(shapes))
-            for start in range(0, len(places), self.batch_size)
-        ]
-        if self.shuffle:
-            batches = [batches[number] for number in rng.permutation(len(batches))]
-        return order, batches
+            return np.arange(total)
+        if self.weights is None:
+            return rng.permutation(total)
+        return rng.choice(total, total, p=self.weights / self.weights.sum())
 
 
 class Loader(DataLoader[Item]):
@@ -138,11 +139,11 @@ class Loader(DataLoader[Item]):
 
 
 def make_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool) -> Loader:
-    """Build a loader: shuffled by (seed, epoch) if `train`, else sorted by shape; the last batch may be smaller.
+    """Build a loader: shuffled by (seed, epoch) if `train`, else in order; the last batch may be smaller.
 
     Of the `workers` asked for, no more are started than there are cores or batches; 0 loads in this process.
     """
-    sampler = ShapeSampler(dataset.shapes_wh, batch_size, seed=seed, shuffle=train)
+    sampler = ShapeSampler(dataset.shapes_wh, dataset.aspect_ratios, batch_size, seed=seed, shuffle=train)
     return Loader(dataset, sampler, min(workers, _cores(), len(sampler)))
 
 

@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+import yaml
+
+from utils.options import ROOT
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -19,3 +24,67 @@ def spd_reference() -> dict[str, Any]:
 def yolov5_reference() -> dict[str, Any]:
     """Figures of upstream's strided YOLOv5."""
     return json.loads((GOLDEN / "yolov5_reference.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data YAML of 8 images of 96 to 128 px with light squares and dark discs on grey."""
+    root = tmp_path_factory.mktemp("squares")
+    for folder in ("images/all", "labels/all"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        width, height = 96 + 32 * (number % 2), 96 + 32 * (number // 4)
+        image = rng.integers(100, 140, (height, width, 3), np.uint8)
+        rows = []
+        for place, label in enumerate((0, 1, number % 2)):  # each in a quarter of its own
+            side = int(rng.integers(20, 36))
+            x = int(rng.integers(0, width // 2 - side)) + place % 2 * width // 2
+            y = int(rng.integers(0, height // 2 - side)) + place // 2 * height // 2
+            if label == 0:
+                cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), (250, 240, 220), -1)
+            else:
+                cv2.circle(image, (x + side // 2, y + side // 2), side // 2, (10, 20, 60), -1)
+            centre = ((x + side / 2) / width, (y + side / 2) / height)
+            rows.append(f"{label} {centre[0]:.6f} {centre[1]:.6f} {side / width:.6f} {side / height:.6f}\n")
+        cv2.imwrite(str(root / f"images/all/{number}.png"), image)
+        (root / f"labels/all/{number}.txt").write_text("".join(rows))
+    data = root / "squares.yaml"
+    data.write_text("train: images/all\nval: images/all\nnames: [square, disc]\n")
+    return data
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model YAML: YOLOv5-SPD at half the width of nano and the least depth."""
+    content = yaml.safe_load((ROOT / "models/yolov5-spd-n.yaml").read_text())
+    path = tmp_path_factory.mktemp("cfg") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content | {"width_multiple": 0.125, "depth_multiple": 0.1}))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has learnt `squares` by heart: SPD-n, 128 px."""
+    import train
+
+    hyp = tmp_path_factory.mktemp("hyp") / "overfit.yaml"
+    hyp.write_text(
+        "optimizer: AdamW\nlr0: 0.003\nlrf: 0.05\nmomentum: 0.9\nwarmup_epochs: 2\nwarmup_bias_lr: 0.01\n"
+        "nominal_batch: 3\nema_tau: 100\nbox: 0.3\ncls: 20\nobj: 20\nmosaic: 0\nscale: 0\ntranslate: 0\nfliplr: 0\n"
+        "hsv_h: 0\nhsv_s: 0\nhsv_v: 0\n"
+    )
+    train.run(
+        data=str(squares),
+        cfg="yolov5-spd-n.yaml",
+        hyp=str(hyp),
+        imgsz=128,
+        epochs=80,
+        batch_size=3,
+        rect=True,
+        noval=True,
+        workers=0,
+        project=str(tmp_path_factory.mktemp("runs")),
+        name="squares",
+    )
+    return next(tmp_path_factory.getbasetemp().glob("runs*/squares"))

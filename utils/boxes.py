@@ -127,6 +127,10 @@ class Letterbox:
         """Pixels of the letterbox for one of the original, exact for each side after rounding."""
         return self.scaled_wh[0] / self.original_wh[0], self.scaled_wh[1] / self.original_wh[1]
 
+    def padded_to(self, padded_wh: tuple[int, int]) -> "Letterbox":
+        """The same scaled image in the middle of another size."""
+        return _centred(self.original_wh, self.scaled_wh, padded_wh)
+
 
 def rectangle(original_wh: tuple[int, int], size: int, stride: int, pad: float = 0.5) -> tuple[int, int]:
     """Smallest padded (width, height), multiples of the stride, for an image whose longer side becomes `size`.
@@ -141,18 +145,22 @@ def rectangle(original_wh: tuple[int, int], size: int, stride: int, pad: float =
 def fit(original_wh: tuple[int, int], padded_wh: tuple[int, int]) -> Letterbox:
     """Scale an image to the largest size that fits in `padded_wh`, aspect kept, and centre it."""
     scale = min(padded_wh[0] / original_wh[0], padded_wh[1] / original_wh[1])
-    return _centred(original_wh, scale, padded_wh)
+    return _centred(original_wh, _scaled(original_wh, scale), padded_wh)
 
 
 def fit_rectangle(original_wh: tuple[int, int], size: int, stride: int) -> Letterbox:
-    """Scale an image's longer side to `size` and pad it to its `rectangle`: what validation and detection see."""
-    return _centred(original_wh, size / max(original_wh), rectangle(original_wh, size, stride))
+    """Scale an image's longer side to `size` and pad it to its own `rectangle`."""
+    scaled_wh = _scaled(original_wh, size / max(original_wh))
+    return _centred(original_wh, scaled_wh, rectangle(original_wh, size, stride))
 
 
-def _centred(original_wh: tuple[int, int], scale: float, padded_wh: tuple[int, int]) -> Letterbox:
-    width, height = (max(round(side * scale), 1) for side in original_wh)
-    pad_wh = ((padded_wh[0] - width) // 2, (padded_wh[1] - height) // 2)
-    return Letterbox(original_wh, (width, height), pad_wh, padded_wh)
+def _scaled(original_wh: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(round(original_wh[0] * scale), 1), max(round(original_wh[1] * scale), 1)
+
+
+def _centred(original_wh: tuple[int, int], scaled_wh: tuple[int, int], padded_wh: tuple[int, int]) -> Letterbox:
+    pad_wh = ((padded_wh[0] - scaled_wh[0]) // 2, (padded_wh[1] - scaled_wh[1]) // 2)
+    return Letterbox(original_wh, scaled_wh, pad_wh, padded_wh)
 
 
 def resize(image: npt.NDArray[np.uint8], size_wh: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -20,8 +20,10 @@ CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again 
 
 def start_logging() -> logging.Logger:
     """Send the program's messages to stdout, plainly."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    return logging.getLogger("yolov5-spd")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logger = logging.getLogger("yolov5-spd")
+    logger.setLevel(logging.INFO)  # other packages are heard when they warn
+    return logger
 
 
 def seed_everything(seed: int) -> None:

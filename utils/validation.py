@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from data.annotations import Annotations
 from data.loader import Batch, Loader
 from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
 from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_coco, official
+from utils.drawing import as_batch_boxes, plot_batch
 from utils.engine import Evaluation, Prediction, Predictor, evaluate
 from utils.loss import DetectionLoss
 from utils.plots import (
-    as_batch_boxes,
-    plot_batch,
     plot_confusion_matrix,
     plot_curves,
     plot_precision_recall,
@@ -62,14 +61,13 @@ class Report:
 
 @dataclass
 class LabelFiles:
-    """Writes what is found in each image as YOLO txt, class x y w h [confidence], one file an image."""
+    """Writes what is found in each image as YOLO txt, class x y w h [confidence]; no file where nothing is found."""
 
     folder: Path
     annotations: Annotations
     confidences: bool = False
     hybrid: bool = False  # the labels themselves too, in place of detections that agree with them
     iou: float = 0.6
-    written: int = field(default=0, init=False)
 
     def write(self, batch: Batch, prediction: Prediction) -> None:
         """Write a batch's files."""
@@ -78,10 +76,11 @@ class LabelFiles:
             found = rows.cpu()
             if self.hybrid:
                 found = self._with_labels(found, batch, number)
+            if not len(found):
+                continue
             size = torch.tensor(self.annotations.sizes_wh[index].tolist() * 2)
             path = self.folder / f"{self.annotations.paths[index].stem}.txt"
             write_text_atomically(path, yolo_lines(found, size, self.confidences))
-            self.written += 1
 
     def _with_labels(self, found: Tensor, batch: Batch, number: int) -> Tensor:
         """Put the image's labels, with confidence 1, before the detections that do not repeat them."""

@@ -96,7 +96,7 @@ def test_training_items_keep_boxes_on_their_objects(annotations, seed):
 
 def test_same_draw_same_item_and_no_augmentation_no_change(annotations):
     dataset = DetectionDataset(annotations, SIZE, augmentation=ALL)
-    first, again, other = (dataset[draw] for draw in ((2, 5), Draw(2, 5), (2, 6)))
+    first, again, other = (dataset[draw] for draw in (Draw(2, 5), Draw(2, 5), Draw(2, 6)))
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.image, other.image)

@@ -81,7 +81,7 @@ def test_workers_give_the_batches_of_the_main_process(annotations, rect):
 
 def test_training_order_depends_on_seed_and_epoch_only(annotations):
     def draws(seed, epoch):
-        sampler = ShapeSampler(np.full((100, 2), SIZE), 8, seed=seed, shuffle=True)
+        sampler = ShapeSampler(np.full((100, 2), SIZE), np.ones(100), 8, seed=seed, shuffle=True)
         list(sampler)
         sampler.epoch = epoch
         return list(sampler)
@@ -97,7 +97,7 @@ def test_training_order_depends_on_seed_and_epoch_only(annotations):
 
 
 def test_weights_draw_with_replacement():
-    sampler = ShapeSampler(np.full((50, 2), SIZE), 8, seed=0, shuffle=True)
+    sampler = ShapeSampler(np.full((50, 2), SIZE), np.ones(50), 8, seed=0, shuffle=True)
     weights = np.zeros(50)
     weights[[3, 7]] = 1, 3
     sampler.weights = weights
@@ -114,29 +114,38 @@ def test_weights_draw_with_replacement():
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_have_one_shape_and_lose_no_image(shuffle):
     rng = np.random.default_rng(0)
-    shapes = rng.choice([64, 96, 128], (203, 2))
-    sampler = ShapeSampler(shapes, 8, shuffle=shuffle)
-    batches = [[draw.image for draw in batch] for batch in sampler]
-    assert len(batches) == len(sampler)
-    assert sorted(image for batch in batches for image in batch) == list(range(203))
-    assert all(len(np.unique(shapes[batch], axis=0)) == 1 for batch in batches)
-    assert sum(len(batch) < 8 for batch in batches) <= 9  # one for each shape
-    first = [tuple(shapes[batch[0]]) for batch in batches]
-    assert (first == sorted(first)) is not shuffle
+    shapes, ratios = rng.choice([64, 96, 128], (203, 2)), rng.random(203)
+    sampler = ShapeSampler(shapes, ratios, 8, shuffle=shuffle)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 26
+    images = [[draw.image for draw in batch] for batch in batches]
+    assert sorted(image for batch in images for image in batch) == list(range(203))
+    for batch, members in zip(batches, images, strict=True):
+        assert {draw.padded_wh for draw in batch} == {tuple(shapes[members].max(0))}
+    flat = ratios[[image for batch in images for image in batch]]
+    assert (np.diff(flat) >= 0).all() is not shuffle
+    assert all((np.diff(ratios[members]) >= 0).all() for members in images)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_rectangular_validation_does_not_depend_on_the_batch_size(annotations, batch_size):
+def test_an_image_alone_in_its_batch_has_its_own_shape(annotations):
     dataset = DetectionDataset(annotations, SIZE, rect=True)
-    seen = set()
-    for batch in make_loader(dataset, batch_size=batch_size, workers=0, train=False):
-        for place, index in enumerate(batch.indices):
-            alone = dataset[Draw(index)]
-            assert torch.equal(batch.images[place], alone.image)
-            assert torch.equal(batch.boxes[batch.boxes[:, 0] == place, 1:], alone.labels)
-            assert batch.geometries[place] == alone.geometry
-            seen.add(index)
-    assert seen == set(range(10))
+    for batch in make_loader(dataset, batch_size=1, workers=0, train=False):
+        alone = dataset[Draw(batch.indices[0])]
+        assert torch.equal(batch.images[0], alone.image)
+        assert batch.geometries[0] == alone.geometry
+
+
+def test_a_batch_pads_images_and_moves_their_boxes_along(annotations):
+    dataset = DetectionDataset(annotations, SIZE, rect=True)
+    (batch,) = make_loader(dataset, batch_size=10, workers=0, train=False)
+    padded = torch.tensor(batch.images.shape[:1:-1] * 2)
+    for place, index in enumerate(batch.indices):
+        alone = dataset[Draw(index)]
+        own = torch.tensor(alone.image.shape[:0:-1] * 2)
+        moved = torch.tensor(batch.geometries[place].pad_wh) - torch.tensor(alone.geometry.pad_wh)
+        expected = alone.labels[:, 1:] * own + torch.cat((moved, torch.zeros(2)))
+        found = batch.boxes[batch.boxes[:, 0] == place, 2:] * padded
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

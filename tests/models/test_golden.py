@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.yolo import load_model, parameters
+from models.summary import parameters
+from models.yolo import load_model
 from tests.formula import fill_by_formula, formula_images
 
 

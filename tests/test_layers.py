@@ -1,0 +1,75 @@
+"""Who may import whom: downward only, and three packages through one door each."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.options import ROOT
+
+LAYERS = [
+    {"utils.upstream", "utils.options", "utils.archive"},
+    {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves"},
+    {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
+    | {"utils.report", "utils.plots", "utils.drawing"},
+    {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"},
+    {"train", "val", "detect"},
+]
+DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}
+FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer_of(module: str) -> int:
+    for number, members in enumerate(LAYERS):
+        if module in members or (f"{module.split('.', maxsplit=1)[0]}.*" in members and "." in module):
+            return number
+    raise AssertionError(f"{module} is in no layer: add it to LAYERS")
+
+
+def imports(file: Path) -> set[str]:
+    """The modules that a file imports anywhere; for `from a import b`, a.b if that is one of ours, else a."""
+    ours = {name_of(other) for other in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in ours else str(node.module) for name in whole}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_downward(file: Path) -> None:
+    own = name_of(file)
+    if own in {"models", "data", "utils"}:
+        assert not imports(file), "a package's __init__ imports nothing"
+        return
+    for other in imports(file):
+        top = other.split(".")[0]
+        if top not in {"models", "data", "utils", "train", "val", "detect"}:
+            continue
+        assert layer_of(other) <= layer_of(own), f"{own} imports {other}, which is above it"
+        assert {own.split(".")[0], top} != {"models", "data"}, f"{own} imports {other}"
+        assert top not in {"train", "val", "detect"}, f"{own} imports the script {other}"
+
+
+@pytest.mark.parametrize(("package", "door"), DOORS.items())
+def test_one_door_to_each_package(package: str, door: str) -> None:
+    users = {name_of(file) for file in FILES if any(package in other.split(".") for other in imports(file))}
+    assert users == {door}
+
+
+def test_every_import_is_declared() -> None:
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").lower()
+    packages = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faster_coco_eval": "faster-coco-eval"}
+    used = {other.split(".")[0] for file in FILES for other in imports(file)}
+    outside = used - set(sys.stdlib_module_names) - {"models", "data", "utils"}
+    missing = {name for name in outside if packages.get(name, name) not in requirements}
+    assert not missing

@@ -1,0 +1,323 @@
+"""The scripts from end to end, as a user runs them: what they learn, what they write, and what they refuse."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.ops import box_iou
+
+import detect
+import train
+import val
+from utils.options import ROOT, run_script
+
+RUN_FILES = (
+    "opt.yaml hyp.yaml results.csv results.png labels.jpg train_batch0.jpg val_batch0_labels.jpg val_batch0_pred.jpg "
+    "PR_curve.png P_curve.png R_curve.png F1_curve.png confusion_matrix.png metrics.json per_class.csv "
+    "weights/last.pt weights/best.pt"
+).split()
+METRICS = "P R AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split()
+
+
+@pytest.fixture
+def short(squares: Path, tiny_cfg: str, tmp_path: Path) -> dict[str, Any]:
+    """Options of a training that takes seconds and learns nothing."""
+    settings = {"cfg": tiny_cfg, "hyp": "glyphs.yaml", "imgsz": 64, "batch_size": 4, "noplots": True, "workers": 0}
+    return settings | {"data": str(squares), "project": str(tmp_path)}
+
+
+def command(script: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run a script as the command line does; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+    try:
+        run_script(getattr(script, "command_line", script.main), script.Options, script.__doc__)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def read_txt(folder: Path) -> dict[str, np.ndarray]:
+    return {file.stem: np.loadtxt(file, ndmin=2) for file in sorted(folder.glob("*.txt"))}
+
+
+def test_eight_images_are_learnt_by_heart(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["AP50"] > 0.9
+    assert set(METRICS) <= metrics.keys()
+    assert metrics["AP_L"] is None  # no object of these images is large
+
+
+def test_a_run_writes_its_files(trained: Path) -> None:
+    assert [name for name in RUN_FILES if not (trained / name).is_file()] == []
+    for picture in [*trained.glob("*.jpg"), *trained.glob("*.png")]:
+        image = cv2.imread(str(picture))
+        assert image.std() > 5, f"{picture.name} is blank"
+    rows = list(csv.DictReader((trained / "results.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == list(range(80))
+    assert float(rows[-1]["train/box_loss"]) < float(rows[0]["train/box_loss"])
+    assert math.isnan(float(rows[0]["metrics/mAP_0.5"]))
+    assert float(rows[-1]["metrics/mAP_0.5"]) > 0.9
+
+
+def test_tensorboard_holds_scalars_pictures_and_the_graph(trained: Path) -> None:
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/box_loss", "metrics/mAP_0.5:0.95", "x/lr0"} <= set(tags["scalars"])
+    assert len(events.Scalars("train/box_loss")) == 80
+    assert {"labels", "train_batch0", "val_batch0_pred", "PR_curve", "results"} <= set(tags["images"])
+    assert tags["graph"]
+
+
+def test_val_and_detect_give_the_same_boxes(squares: Path, trained: Path, tmp_path: Path) -> None:
+    weights = str(trained / "weights/best.pt")
+    common = {"weights": weights, "imgsz": 128, "iou_thres": 0.45, "conf_thres": 0.25, "max_det": 100}
+    common |= {"save_txt": True, "save_conf": True, "project": str(tmp_path)}
+    val.run(**common, data=str(squares), name="val", batch_size=1, workers=0)
+    detect.run(**common, source=str(squares.parent / "images/all"), name="detect")
+    # several images of a batch share a padded size, as in YOLOv5; alone, each has the one that detection gives it
+    measured, detected = read_txt(tmp_path / "val/labels"), read_txt(tmp_path / "detect/labels")
+    assert measured.keys() == detected.keys() == {str(number) for number in range(8)}
+    for name, rows in detected.items():
+        np.testing.assert_allclose(rows, measured[name], rtol=0, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_losses(short: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    tables = []
+    for name in ("first", "second"):
+        train.run(**short | {"epochs": 2, "workers": workers, "seed": 3, "name": name})
+        tables.append((tmp_path / name / "results.csv").read_text())
+    assert tables[0] == tables[1]
+    reference = tmp_path.parent / "losses-of-seed-3.csv"  # and as many workers as one likes
+    assert tables[0] == (reference.read_text() if reference.is_file() else tables[0])
+    reference.write_text(tables[0])
+
+
+def test_a_run_resumes_where_it_stopped(short: dict[str, Any], tmp_path: Path) -> None:
+    train.run(**short, epochs=3, name="whole")
+    train.run(**short, epochs=3, name="cut", save_period=1)
+    weights = tmp_path / "cut/weights"
+    shutil.copy(weights / "epoch0.pt", weights / "last.pt")
+    train.run(resume=str(weights / "last.pt"))
+    assert (tmp_path / "cut/results.csv").read_text() == (tmp_path / "whole/results.csv").read_text()
+    last = [torch.load(tmp_path / name / "weights/last.pt", weights_only=True) for name in ("whole", "cut")]
+    for part in ("model", "ema"):
+        assert all(torch.equal(last[0][part][key], value) for key, value in last[1][part].items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "SGD", "cos_lr": True, "rect": True},
+        {"optimizer": "Adam", "multi_scale": True, "image_weights": True, "cache": "ram"},
+        {"single_cls": True, "freeze": [3], "label_smoothing": 0.1, "cache": "disk", "noval": True},
+        {"sync_bn": True, "batch_size": -1, "hyp": "hyp.scratch-high.yaml", "amp": False, "nosave": True},
+        {"cfg": "yolov5-spd-p2.yaml", "noautoanchor": True, "patience": 1, "save_period": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_training_options(options: dict[str, Any], short: dict[str, Any], tmp_path: Path) -> None:
+    settings = short | {"epochs": 2} | options
+    if not settings["cfg"].startswith("/"):
+        content = yaml.safe_load((ROOT / "models/hub" / settings["cfg"]).read_text())
+        settings["cfg"] = str(tmp_path / "small.yaml")
+        Path(settings["cfg"]).write_text(yaml.safe_dump(content | {"width_multiple": 0.125, "depth_multiple": 0.1}))
+    report = train.run(**settings)
+    folder = tmp_path / "exp"
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
+    assert (folder / "weights/best.pt").is_file()
+    assert report.annotations.names == (["object"] if options.get("single_cls") else ["square", "disc"])
+    assert yaml.safe_load((folder / "opt.yaml").read_text())["imgsz"] == settings["imgsz"]
+
+
+def test_training_starts_from_weights_with_other_classes(
+    short: dict[str, Any], squares: Path, trained: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "other.yaml"
+    content = yaml.safe_load(squares.read_text())
+    data.write_text(yaml.safe_dump(content | {"path": str(squares.parent), "names": ["square", "disc", "third"]}))
+    changes = {"data": str(data), "weights": str(trained / "weights/best.pt"), "cfg": "", "epochs": 1}
+    report = train.run(**short | changes)
+    assert report.annotations.names == ["square", "disc", "third"]
+
+
+def test_val_writes_json_that_pycocotools_confirms(squares: Path, trained: Path, tmp_path: Path) -> None:
+    weights = str(trained / "weights/best.pt")
+    options = {"weights": weights, "data": str(squares), "imgsz": 128, "workers": 0, "project": str(tmp_path)}
+    report = val.run(**options, save_json=True, save_hybrid=True, verbose=True)
+    metrics = json.loads((tmp_path / "exp/metrics.json").read_text())
+    for key, value in metrics["pycocotools"].items():
+        assert value == (None if metrics[key] is None else pytest.approx(metrics[key], abs=2e-3)), key
+    rows = json.loads((tmp_path / "exp/best_predictions.json").read_text())
+    assert set(rows[0]) == {"image_id", "category_id", "bbox", "score"}
+    assert [row["name"] for row in csv.DictReader((tmp_path / "exp/per_class.csv").open())] == ["square", "disc"]
+    hybrid = read_txt(tmp_path / "exp/labels")
+    assert all((rows[:3, 0] == [0, 1, number % 2]).all() for number, rows in enumerate(hybrid.values()))
+    turned = val.run(**options, augment=True)
+    assert turned.metrics.figures["AP50"] > 0.8
+    assert abs(turned.metrics.figures["AP"] - report.metrics.figures["AP"]) > 1e-6
+
+
+def test_speed_and_study(squares: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(val, "STUDY_SIZES", range(64, 129, 64))
+    options = {"weights": str(trained / "weights/best.pt"), "data": str(squares), "imgsz": 128, "workers": 0}
+    report = val.run(**options, task="speed", project=str(tmp_path), name="speed")
+    assert set(report.evaluation.milliseconds) == {"preprocess", "inference", "nms"}
+    val.run(**options, task="study", project=str(tmp_path), name="study")
+    rows = list(csv.DictReader((tmp_path / "study/study_squares_best.csv").open()))
+    assert [row["imgsz"] for row in rows] == ["64", "128"]
+    assert float(rows[1]["AP50"]) > float(rows[0]["AP50"])
+    assert cv2.imread(str(tmp_path / "study/study.png")) is not None
+
+
+def test_detect_on_a_video_and_on_all_kinds_of_output(squares: Path, trained: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96))
+    images = [cv2.imread(str(squares.parent / f"images/all/{number}.png"))[:96, :96] for number in range(8)]
+    for image in images:
+        writer.write(image)
+    writer.release()
+    weights = str(trained / "weights/best.pt")
+    options = {"weights": weights, "imgsz": 128, "project": str(tmp_path)}
+    folder = detect.run(**options, source=str(film), save_csv=True, save_crop=True, save_txt=True)
+    capture = cv2.VideoCapture(str(folder / "film.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    assert (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (96, 96)
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    assert {row["frame"] for row in rows} == {str(number + 1) for number in range(8)}
+    assert len(read_txt(folder / "labels")) == 8
+    assert len(list(folder.glob("crops/*/*.jpg"))) == len(rows)
+    drawn = cv2.imread(str(next(iter(folder.glob("crops/square/*.jpg")))))
+    assert drawn.mean() > 130  # the light squares
+    only = detect.run(**options, source=str(squares.parent / "images/all"), classes=[1], save_csv=True, nosave=True)
+    assert {row["name"] for row in csv.DictReader((only / "predictions.csv").open())} == {"disc"}
+    assert list(only.iterdir()) == [only / "predictions.csv"]
+
+
+def test_detected_boxes_lie_on_their_objects(squares: Path, trained: Path, tmp_path: Path) -> None:
+    folder = detect.run(
+        weights=str(trained / "weights/best.pt"), source=str(squares.parent / "images/all/*.png"), imgsz=128,
+        save_txt=True, project=str(tmp_path),
+    )  # fmt: skip
+    truth = read_txt(squares.parent / "labels/all")
+    for name, rows in read_txt(folder / "labels").items():
+        corners = [
+            torch.from_numpy(np.hstack((t[:, 1:3] - t[:, 3:5] / 2, t[:, 1:3] + t[:, 3:5] / 2)))
+            for t in (rows, truth[name])
+        ]
+        assert (box_iou(*corners).amax(1) > 0.5).float().mean() > 0.8, name
+
+
+def test_a_broken_image_among_good_ones(
+    squares: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(squares.parent / "images/all", folder)
+    (folder / "3.png").write_bytes(b"no image")
+    weights = trained / "weights/best.pt"
+    status = command(detect, monkeypatch, "--weights", weights, "--source", folder, "--project", tmp_path, "--img", 64)
+    assert status == 1
+    assert "1 of 8 files could not be read" in capsys.readouterr().err
+    assert len(list((tmp_path / "exp").glob("*.png"))) == 7
+
+
+def broken_data(folder: Path, squares: Path, **changes: Any) -> Path:
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(squares.read_text()) | {"path": str(squares.parent)} | changes))
+    return path
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Run a command that must end with status 2 and one line on stderr, and leave no run behind."""
+
+    def run(script: Any, *arguments: str | Path) -> str:
+        status = command(script, monkeypatch, *arguments, "--project", tmp_path / "none")
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert status == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        assert not (tmp_path / "none").exists()
+        return lines[0]
+
+    return run
+
+
+def test_train_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.yaml"
+    content = yaml.safe_load((ROOT / "models/yolov5n.yaml").read_text())
+    content["backbone"][2][2] = "C33"
+    model.write_text(yaml.safe_dump(content))
+    assert "row 2: layer: unknown key 'C33'; did you mean C3" in refuse(train, "--cfg", model, "--data", squares)
+    content["backbone"][2] = [-1, 3, "C3", [128, True, 1, 0.5, 7, 7]]
+    model.write_text(yaml.safe_dump(content))
+    assert "row 2 (C3): arguments" in refuse(train, "--cfg", model, "--data", squares)
+    hyp = tmp_path / "hyp.yaml"
+    hyp.write_text("lr0: 0.1\nmosiac: 1.0\n")
+    start = ("--cfg", "yolov5-spd-n.yaml", "--data", squares)
+    assert "unknown key 'mosiac'; did you mean mosaic" in refuse(train, *start, "--hyp", hyp)
+    hyp.write_text("lr0: fast\n")
+    assert "lr0: expected float, found 'fast'" in refuse(train, *start, "--hyp", hyp)
+    assert "no such file" in refuse(train, *start, "--hyp", "none.yaml")
+    assert "--weights or --cfg" in refuse(train, "--data", squares)
+    assert "the model has rows 0 to 30" in refuse(train, *start, "--freeze", "99", "100")
+    assert "--device 7: no such device" in refuse(train, *start, "--device", "7")
+    assert "unknown key 'trian'" in refuse(train, *start[:2], "--data", broken_data(tmp_path, squares, trian="x"))
+    assert "no images" in refuse(train, *start[:2], "--data", broken_data(tmp_path, squares, train="labels/all"))
+    one_class = broken_data(tmp_path, squares, names=["square"])
+    line = refuse(train, *start[:2], "--data", one_class)
+    assert "labels/all/0.txt:2" in line
+    assert "names" in line
+    finished = trained / "weights/best.pt"
+    assert "finished model" in refuse(train, "--resume", finished)
+
+
+def test_val_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path) -> None:
+    weights = trained / "weights/best.pt"
+    other = broken_data(tmp_path, squares, names=["square", "disc", "third"])
+    assert "has 2 classes, but the data YAML names 3" in refuse(val, "--weights", weights, "--data", other)
+    text = tmp_path / "text.pt"
+    text.write_text("no checkpoint")
+    assert "no checkpoint" in refuse(val, "--weights", text, "--data", squares)
+    assert "no such file" in refuse(val, "--weights", tmp_path / "none.pt", "--data", squares)
+    assert "--weights" in refuse(val, "--data", squares)
+    assert "no split 'test'" in refuse(val, "--weights", weights, "--data", squares, "--task", "test")
+
+
+def test_the_authors_command_ends_at_the_missing_coco(
+    refuse: Any, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(tmp_path / "datasets"))
+    weights = trained / "weights/best.pt"
+    words = f"--weights {weights} --img 640 --iou 0.65 --half --batch-size 1 --data data/coco.yaml".split()
+    line = refuse(val, *words)
+    assert str(tmp_path / "datasets/coco/images/val2017") in line
+    assert "download https://" in line
+
+
+def test_detect_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path) -> None:
+    weights, images = trained / "weights/best.pt", squares.parent / "images/all"
+    assert "no such source" in refuse(detect, "--weights", weights, "--source", tmp_path / "none")
+    assert "no image" in refuse(detect, "--weights", weights, "--source", tmp_path)
+    assert "classes 0 to 1" in refuse(detect, "--weights", weights, "--source", images, "--classes", "5")
+
+
+def test_model_yaml_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from models import summary
+
+    assert command(summary, monkeypatch, "--cfg", "yolov5-spd-n.yaml", "--profile", "--img", 64) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 33
+    assert lines[-1].startswith("yolov5-spd-n.yaml: 2,256,157 parameters, 0.1 GFLOPs")
+    assert command(summary, monkeypatch, "--cfg", "none.yaml") == 2

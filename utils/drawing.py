@@ -1,0 +1,148 @@
+"""Boxes drawn on images: the detections of one, and batches as mosaics.
+
+A file appears under its name only when it is complete.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from utils.boxes import GREY, resize, xywh_to_xyxy, xyxy_to_xywh
+from utils.plots import font_file
+from utils.upstream import Annotator, colors
+
+Image = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+
+MOSAIC_SIDE, MOSAIC_IMAGES = 1920, 16
+
+
+def draw_detections(
+    image: Image,
+    rows: Tensor | Floats,
+    names: Sequence[str],
+    *,
+    line_width: int | None = None,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> Image:
+    """Draw boxes on a copy of a BGR image, the most confident on top.
+
+    Args:
+        image: (H, W, 3).
+        rows: (n, 6) x1, y1, x2, y2 in pixels, confidence, class.
+        names: a name for each class.
+        line_width: pixels; by the image's size when None.
+        hide_labels: boxes only.
+        hide_conf: names without the confidence.
+    """
+    width = line_width or max(round(sum(image.shape[:2]) / 2 * 0.003), 1)
+    text = "".join(names)
+    # The package would look for a font for other scripts on the network; a font of this machine is given instead
+    writing = {} if text.isascii() else {"pil": True, "font": font_file(), "font_size": max(7 * width, 12)}
+    annotator = Annotator(image.copy(), line_width=width, **writing)
+    if text.isascii():
+        annotator.sf = max(width / 3, 0.4)  # thin lines on small images still need letters that can be read
+    for *xyxy, confidence, class_id in sorted(rows.tolist(), key=lambda row: float(row[4])):
+        name = names[int(class_id)]
+        label = "" if hide_labels else name if hide_conf else f"{name} {confidence:.2f}"
+        annotator.box_label(xyxy, label, color=colors(int(class_id), bgr=True))
+    return np.ascontiguousarray(annotator.result())
+
+
+def as_batch_boxes(detections: Sequence[Tensor], padded_wh: tuple[int, int]) -> Tensor:
+    """Turn each image's detections (n, 6) in pixels into the (M, 7) rows that `plot_batch` takes."""
+    size = torch.tensor(padded_wh * 2)
+    parts = [
+        torch.cat(
+            (
+                torch.full((len(found), 1), float(number)),
+                found[:, 5:6],
+                xyxy_to_xywh(found[:, :4]) / size,
+                found[:, 4:5],
+            ),
+            1,
+        )
+        for number, found in enumerate(one.detach().cpu().float() for one in detections)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, 7)
+
+
+def plot_batch(
+    images: Tensor,
+    boxes: Tensor,
+    names: Sequence[str],
+    path: Path,
+    *,
+    titles: Sequence[str] = (),
+    least_confidence: float = 0.25,
+) -> None:
+    """Write up to 16 images of a batch with their boxes as one mosaic of at most 1920 px.
+
+    Args:
+        images: (B, 3, H, W) RGB, uint8 or 0..1.
+        boxes: (M, 6) image, class, x, y, w, h (centre, divided by the image's size), or (M, 7) with the confidence.
+        names: a name for each class.
+        path: the picture's file.
+        titles: a text for each image, its file name for example.
+        least_confidence: boxes below it are not drawn.
+    """
+    count = min(len(images), MOSAIC_IMAGES)
+    columns = math.ceil(math.sqrt(count))
+    shown = images[:count]
+    if shown.is_floating_point():
+        shown = shown.float().clamp(0, 1) * 255
+    pictures = shown.byte().permute(0, 2, 3, 1).flip(-1).cpu().numpy()
+    height, width = pictures.shape[1:3]
+    scale = min(MOSAIC_SIDE / columns / max(height, width), 2.0)  # small images grow: their boxes are small as well
+    tile_wh = (int(width * scale), int(height * scale))
+    canvas = np.full((math.ceil(count / columns) * tile_wh[1], columns * tile_wh[0], 3), GREY, np.uint8)
+    for number, picture in enumerate(pictures):
+        tile = _tile(resize(picture, tile_wh), _rows_of(boxes, number, tile_wh, least_confidence), names)
+        if number < len(titles):
+            _write_title(tile, titles[number])
+        top, left = number // columns * tile_wh[1], number % columns * tile_wh[0]
+        canvas[top : top + tile_wh[1], left : left + tile_wh[0]] = tile
+    _save_image(canvas, path)
+
+
+def _rows_of(boxes: Tensor, number: int, size_wh: tuple[int, int], least_confidence: float) -> Tensor:
+    """The (n, 6) or, without confidences, (n, 5) rows x1, y1, x2, y2, [confidence,] class of one image in pixels."""
+    own = boxes[boxes[:, 0] == number].detach().cpu().float()
+    if own.shape[1] > 6:
+        own = own[own[:, 6] >= least_confidence]
+    xyxy = xywh_to_xyxy(own[:, 2:6]) * torch.tensor(size_wh * 2)
+    return torch.cat((xyxy, own[:, 6:7], own[:, 1:2]), 1)
+
+
+def _tile(picture: Image, rows: Tensor, names: Sequence[str]) -> Image:
+    has_confidence = rows.shape[1] == 6
+    if not has_confidence:
+        rows = torch.cat((rows[:, :4], torch.ones(len(rows), 1), rows[:, 4:]), 1)
+    tile = draw_detections(picture, rows, names, line_width=1, hide_conf=not has_confidence)
+    tile[:, -1], tile[-1, :] = 255, 255  # a white line between neighbours
+    return tile
+
+
+def _write_title(tile: Image, text: str) -> None:
+    """Write a text at the foot of a tile, dark under light, shortened to what fits."""
+    fits = max(tile.shape[1] // 8, 4)
+    text = text if len(text) <= fits else text[: fits - 3] + "..."
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    foot = tile.shape[0] - 2
+    cv2.rectangle(tile, (0, foot - height - below - 3), (width + 6, foot), (0, 0, 0), -1)
+    cv2.putText(tile, text, (3, foot - below), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+
+
+def _save_image(image: Image, path: Path) -> None:
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    if not cv2.imwrite(str(part), image):
+        raise OSError(f"{path}: the picture could not be written")
+    part.replace(path)
