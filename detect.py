@@ -6,7 +6,7 @@ Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
 import csv
-import itertools
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,10 +21,11 @@ from torch import Tensor
 from data.dataset import letterboxed_item
 from data.loader import collate
 from data.sources import Frame, Source, VideoWriter, open_source
+from utils.boxes import resize
 from utils.drawing import draw_detections
 from utils.engine import NmsSettings, Predictor
-from utils.options import InputError, option, run_script
-from utils.report import write_text_atomically
+from utils.options import InputError, check_ranges, option, run_script
+from utils.report import unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
 from utils.upstream import Progress, progress, save_one_box, select_device
 from utils.validation import yolo_lines
@@ -39,10 +40,12 @@ class Options:
 
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option("data/images", "image, folder, pattern, .txt list or video")
-    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"))
-    conf_thres: float = option(0.25, "least confidence of a detection", aliases=("--conf",))
-    iou_thres: float = option(0.45, "overlap above which NMS drops a box", aliases=("--iou",))
-    max_det: int = option(1000, "most detections of an image")
+    imgsz: list[int] | int = option(
+        [640], "image size in pixels, of the longer side; of two, the larger", aliases=("--img", "--img-size"), least=1
+    )
+    conf_thres: float = option(0.25, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
+    iou_thres: float = option(0.45, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
+    max_det: int = option(1000, "most detections of an image", least=1)
     device: str = option("", "cpu, or a GPU's number; empty chooses")
     save_txt: bool = option(False, "write the detections as YOLO txt")
     save_csv: bool = option(False, "write predictions.csv, a row for each detection")
@@ -59,7 +62,10 @@ class Options:
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
-    vid_stride: int = option(1, "take every so many frames of a video")
+    vid_stride: int = option(1, "take every so many frames of a video", least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(**options: object) -> Path:
@@ -76,7 +82,8 @@ def main(options: Options) -> tuple[Path, Source]:
     model = open_model(options.weights)
     if any(not 0 <= label < len(model.names) for label in options.classes or []):
         raise InputError(f"--classes {options.classes}: the model has classes 0 to {len(model.names) - 1}")
-    size = check_image_size(options.imgsz, model.max_stride)
+    sizes = options.imgsz if isinstance(options.imgsz, list) else [options.imgsz]
+    size = check_image_size(max(sizes), model.max_stride)
     settings = NmsSettings(
         options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms
     )
@@ -85,7 +92,7 @@ def main(options: Options) -> tuple[Path, Source]:
     )
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     frames = 0
-    with Output(folder, model.names, options) as output:
+    with Output(folder, model.names, source.files, options) as output:
         for frame in _with_progress(source):
             item = letterboxed_item(frame.image, size, model.max_stride)
             output.write(frame, predictor(collate([item])).original[0].cpu())
@@ -115,13 +122,14 @@ def _with_progress(source: Source) -> Iterator[Frame]:
 class Output:
     """Everything that detection writes, frame by frame; a context manager that closes what is open."""
 
-    def __init__(self, folder: Path, names: list[str], options: Options) -> None:
+    def __init__(self, folder: Path, names: list[str], files: list[Path], options: Options) -> None:
         self.folder = folder
         self.names = names
         self.options = options
         self.found = [0] * len(names)
+        self._folder_names = [_as_folder_name(name) or str(label) for label, name in enumerate(names)]
         self._stack = ExitStack()
-        self._stems: dict[Path, str] = {}
+        self._stems = dict(zip(files, unique_stems(files), strict=True))
         self._video: tuple[Path, VideoWriter] | None = None
         self._csv: Any = self._open_csv() if options.save_csv else None
 
@@ -136,7 +144,7 @@ class Output:
         """Write a frame with its detections (n, 6) in every form that was asked for."""
         for label in rows[:, 5].long().tolist():
             self.found[label] += 1
-        stem = self._stem(frame)
+        stem = self._stems[frame.path]
         name = f"{stem}_{frame.index + 1}" if frame.is_video else stem
         if self.options.save_txt and len(rows):
             labels = self.folder / "labels"
@@ -147,7 +155,7 @@ class Output:
             self._write_csv(frame, rows)
         if self.options.save_crop:
             for row in rows:
-                path = self.folder / "crops" / self.names[int(row[5])] / f"{name}.jpg"
+                path = self.folder / "crops" / self._folder_names[int(row[5])] / f"{name}.jpg"
                 save_one_box(row[:4], frame.image, file=path, BGR=True)
         if not self.options.nosave:
             self._draw(frame, rows, stem)
@@ -156,14 +164,6 @@ class Output:
         """How many of which class were found."""
         counts = [f"{count} {name}" for name, count in zip(self.names, self.found, strict=True) if count]
         return ", ".join(counts) or "nothing found"
-
-    def _stem(self, frame: Frame) -> str:
-        """The name for a file's results: its own, with a number when another file of the source has it already."""
-        if frame.path not in self._stems:
-            taken = set(self._stems.values())
-            tries = (frame.path.stem if i == 1 else f"{frame.path.stem}_{i}" for i in itertools.count(1))
-            self._stems[frame.path] = next(stem for stem in tries if stem not in taken)
-        return self._stems[frame.path]
 
     def _draw(self, frame: Frame, rows: Tensor, stem: str) -> None:
         options = self.options
@@ -176,7 +176,8 @@ class Output:
             hide_conf=options.hide_conf,
         )
         if frame.is_video:
-            self._writer(frame, stem).write(picture)
+            writer = self._writer(frame, stem)
+            writer.write(resize(picture, writer.size_wh))  # a video may change its size on the way
             return
         suffix = frame.path.suffix if frame.path.suffix.lower() in WRITABLE else ".jpg"
         encoded = cv2.imencode(suffix, picture)[1]
@@ -207,6 +208,11 @@ class Output:
             corners = (f"{value:.2f}" for value in (x1, y1, x2, y2))
             row = (frame.path, number, int(label), self.names[int(label)], f"{confidence:.5f}", *corners)
             self._csv.writerow(row)
+
+
+def _as_folder_name(name: str) -> str:
+    """A class name made fit for a folder: names come out of checkpoints, and must not lead elsewhere."""
+    return re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ")[:100]
 
 
 def command_line(options: Options) -> None:

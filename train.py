@@ -30,13 +30,14 @@ from utils.engine import NmsSettings, Predictor, Trainer, find_amp, image_weight
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.loss import DetectionLoss
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
-from utils.options import InputError, from_mapping, option, run_script
+from utils.options import InputError, check_ranges, from_mapping, option, run_script
 from utils.run_log import RunLog
 from utils.runs import (
     CACHE,
     build_from_weights,
     check_image_size,
     make_run_folder,
+    scan_progress,
     seed_everything,
     start_logging,
     start_model,
@@ -55,9 +56,9 @@ class Options:
     cfg: str = option("", "model YAML, also by its name in models/; empty takes the checkpoint's")
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
     hyp: str = option("hyp.scratch-low.yaml", "recipe, also by its name in data/hyps/")
-    epochs: int = option(100, "passes over the training images")
+    epochs: int = option(100, "passes over the training images", least=1)
     batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
-    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"))
+    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
     rect: bool = option(False, "batches of like shapes, without mosaic")
     resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
     nosave: bool = option(False, "keep the last checkpoint only")
@@ -71,17 +72,22 @@ class Options:
     single_cls: bool = option(False, "treat all classes as one")
     optimizer: str | None = option(None, "SGD, Adam or AdamW; the recipe's when not given", choices=OPTIMIZERS)
     sync_bn: bool = option(False, "batch statistics over all processes (training runs in one process: no effect)")
-    workers: int = option(8, "processes that load images, no more than there are cores")
+    workers: int = option(8, "processes that load images, no more than there are cores", least=0)
     project: str = option("runs/train", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
     cos_lr: bool = option(False, "cosine learning-rate schedule, not linear")
-    label_smoothing: float | None = option(None, "share taken from the true class; the recipe's when not given")
-    patience: int = option(100, "epochs without improvement before stopping; 0 never stops")
-    freeze: list[int] = option([0], "rows to freeze: one number is the first so many, several are those rows")
+    label_smoothing: float | None = option(
+        None, "share taken from the true class; the recipe's when not given", least=0, most=1
+    )
+    patience: int = option(100, "epochs without improvement before stopping; 0 never stops", least=0)
+    freeze: list[int] = option([0], "rows to freeze: one number is the first so many, several are those rows", least=0)
     save_period: int = option(-1, "keep a checkpoint every so many epochs")
-    seed: int = option(0, "seed of everything random")
+    seed: int = option(0, "seed of everything random", least=0)
     amp: bool = option(True, "reduced precision where the hardware has it")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(**options: object) -> Report:
@@ -103,11 +109,12 @@ def main(options: Options) -> Report:
 
 def _find_last(resume: str) -> Path:
     if resume != "newest":
-        return Path(resume)
+        path = Path(resume).resolve()
+        return path / "weights" / "last.pt" if path.is_dir() else path
     found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError("--resume: no last.pt below runs/")
-    return found[-1]
+    return found[-1].resolve()
 
 
 def _resumed_options(options: Options, checkpoint: dict[str, Any], path: Path) -> Options:
@@ -137,16 +144,19 @@ class Training:
         fold(self.model)
         self._freeze()
         self.batch_size = self._choose_batch_size()
-        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
-        self.weights_folder = self.folder / "weights"
-        self.weights_folder.mkdir(exist_ok=True)
-        self.best = self.weights_folder / "best.pt"
         self.loader = self._make_loader(self.train_table, train=True)
         self.trainer = self._make_trainer()
         self.stopper = EarlyStopping(options.patience)
+        self.average_precision = [0.0] * len(self.train_table.names)
         self.start = 0
+        self.saved_best: int | None = None  # epoch of best.pt
         if checkpoint is not None:
             self._restore(checkpoint)
+        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok, below="weights")
+        self.weights_folder = self.folder / "weights"
+        self.best = self.weights_folder / "best.pt"
+        if self.saved_best is None:
+            self.best.unlink(missing_ok=True)  # of an earlier run in this folder
         self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start)
 
     @staticmethod
@@ -163,7 +173,8 @@ class Training:
         prepare(config)
         tables = []
         for split in ("train", "val"):
-            table = read_annotations(config, split, cache=CACHE)
+            with scan_progress(f"{split}: labels") as show:
+                table = read_annotations(config, split, cache=CACHE, progress=show)
             plain = int((~table.crowd).sum())
             empty = int((table.counts == 0).sum())
             self.logger.info(f"{split}: {len(table)} images, {plain} labels, {empty} images without")
@@ -176,10 +187,11 @@ class Training:
 
     def _make_model(self, checkpoint: dict[str, Any] | None) -> Model:
         names = self.train_table.names
+        anchors = round(self.hyp.anchors) if self.hyp.anchors else None
         if checkpoint is not None:
             model = Model(checkpoint["config"], names=names, source=str(self.options.resume))
         else:
-            model, report = start_model(self.options.weights, self.options.cfg, names, self.hyp.anchors)
+            model, report = start_model(self.options.weights, self.options.cfg, names, anchors)
             if report is not None:
                 self.logger.info(f"{self.options.weights}: {report}")
         self.logger.info(f"{self.options.cfg or self.options.weights}: {parameters(model):,} parameters")
@@ -204,10 +216,10 @@ class Training:
 
     def _freeze(self) -> None:
         """Stop the gradients of the rows that --freeze names."""
-        wanted = self.options.freeze
+        wanted, count = self.options.freeze, len(self.model.model)
         rows = range(wanted[0]) if len(wanted) == 1 else wanted
-        if any(not 0 <= row < len(self.model.model) for row in rows):
-            raise InputError(f"--freeze {wanted}: the model has rows 0 to {len(self.model.model) - 1}")
+        if any(row >= count for row in rows) or len(set(rows)) == count:
+            raise InputError(f"--freeze {wanted}: the model has rows 0 to {count - 1}, and one must be left to learn")
         for row in rows:
             self.model.model[row].requires_grad_(False)
         if rows:
@@ -230,15 +242,17 @@ class Training:
     def _make_loader(self, table: Annotations, *, train: bool) -> Loader:
         options = self.options
         wanted = {field.name: getattr(self.hyp, field.name) for field in fields(Augmentation)}
-        dataset = DetectionDataset(
-            table,
-            self.size,
-            stride=self.model.max_stride,
-            augmentation=Augmentation(**wanted) if train else None,
-            rect=options.rect or not train,
-            cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
-            cache_folder=CACHE / "images",
-        )
+        with scan_progress(f"--cache {options.cache}") as show:
+            dataset = DetectionDataset(
+                table,
+                self.size,
+                stride=self.model.max_stride,
+                augmentation=Augmentation(**wanted) if train else None,
+                rect=options.rect or not train,
+                cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
+                cache_folder=CACHE / "images",
+                progress=show,
+            )
         batch_size = self.batch_size if train else self.batch_size * 2
         return make_loader(dataset, batch_size=batch_size, workers=options.workers, seed=options.seed, train=train)
 
@@ -279,12 +293,16 @@ class Training:
         """Continue where the checkpoint was written."""
         trainer = self.trainer
         trainer.model.load_state_dict(checkpoint["model"])
+        trainer.criterion.anchors.copy_(trainer.model.head.anchors)  # which AutoAnchor may have fitted
         trainer.ema.model.load_state_dict(checkpoint["ema"])
         trainer.ema.updates = checkpoint["updates"]
         trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-        trainer.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty from a run in another precision
+            trainer.scaler.load_state_dict(checkpoint["scaler"])
         restore_rng(checkpoint["rng"])
-        self.stopper.best, self.stopper.best_epoch = checkpoint["best"]["fitness"], checkpoint["best"]["epoch"]
+        best = checkpoint["best"]
+        self.stopper.best, self.stopper.best_epoch = best["fitness"], best["epoch"]
+        self.saved_best, self.average_precision = best["saved"], best["average_precision"]
         self.start = checkpoint["epoch"] + 1
         if self.start >= self.options.epochs:
             raise InputError(f"--resume {self.options.resume}: all {self.options.epochs} epochs are done")
@@ -297,42 +315,46 @@ class Training:
             self.log.graph(self.model, self.size)
         started = time.perf_counter()
         self.logger.info(f"training {self.options.epochs} epochs at {self.size} px in {self.folder}")
-        average_precision = [0.0] * len(self.train_table.names)
         for epoch in range(self.start, self.options.epochs):
-            report = self._epoch(epoch, average_precision)
-            if report is not None:
-                self.logger.info("\n".join(report.table().splitlines()[:2]))
-                average_precision = [row.AP for row in report.metrics.per_class]
-                if self.stopper.exhausted(epoch):
-                    self.logger.info(f"no improvement in {self.options.patience} epochs: stopped")
-                    break
+            if self._epoch(epoch):
+                self.logger.info(f"no improvement in {self.options.patience} epochs: stopped")
+                break
         self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
         return self._finish()
 
-    def _epoch(self, epoch: int, average_precision: list[float]) -> Report | None:
-        """Train, validate if due, log and save."""
+    def _epoch(self, epoch: int) -> bool:
+        """Train, validate if due, log and save; returns whether to stop early."""
         options, trainer = self.options, self.trainer
         weights = None
         if options.image_weights:
-            weights = image_weights(self.train_table.classes, self.train_table.starts, average_precision)
+            weights = image_weights(self.train_table.classes, self.train_table.starts, self.average_precision)
         self.loader.set_epoch(epoch, weights)
         draw = self.log.batch_drawer(self.train_table) if epoch == 0 else None
         losses = trainer.train_one_epoch(self.loader, epoch, on_batch=draw)
         last = epoch == options.epochs - 1
         report = self._validate() if last or not options.noval else None
         self.log.epoch(epoch, losses, report, [group["lr"] for group in trainer.optimizer.param_groups])
-        improved = report is not None and self.stopper.improves(report.fitness, epoch)
-        self._save(epoch, improved=improved or (last and not self.best.is_file()))
-        return report
+        improved, stop = False, False
+        if report is not None:
+            self.logger.info("\n".join(report.table().splitlines()[:2]))
+            self.average_precision = [row.AP for row in report.metrics.per_class]
+            improved = self.stopper.improves(report.fitness, epoch)
+            stop = self.stopper.exhausted(epoch)
+        self._save(epoch, improved=improved, final=last or stop)
+        return stop
 
     def _validate(self, model: Model | None = None) -> Report:
         predictor = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION)
         pictures = None if self.options.noplots else self.folder
         return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
 
-    def _save(self, epoch: int, *, improved: bool) -> None:
-        """Write last.pt, and best.pt and the periodic checkpoint when due."""
+    def _save(self, epoch: int, *, improved: bool, final: bool) -> None:
+        """Write last.pt, best.pt when this epoch is the best so far, and the periodic checkpoint when due."""
         trainer, options = self.trainer, self.options
+        if options.nosave and not final:
+            return
+        is_best = improved or options.nosave or (final and self.saved_best is None)
+        self.saved_best = epoch if is_best else self.saved_best
         content: dict[str, Any] = {
             "config": trainer.model.config,
             "names": trainer.model.names,
@@ -343,15 +365,18 @@ class Training:
             "scaler": trainer.scaler.state_dict(),
             "rng": rng_state(),
             "epoch": epoch,
-            "best": {"fitness": self.stopper.best, "epoch": self.stopper.best_epoch},
+            "best": {
+                "fitness": self.stopper.best,
+                "epoch": self.stopper.best_epoch,
+                "saved": self.saved_best,
+                "average_precision": self.average_precision,
+            },
             "options": asdict(options),
             "hyp": asdict(self.hyp),
             "versions": {"torch": str(torch.__version__)},
         }
-        if options.nosave and epoch < options.epochs - 1:
-            return
         save_checkpoint(self.weights_folder / "last.pt", content)
-        if improved:
+        if is_best:
             save_checkpoint(self.best, strip(content))
         if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
             save_checkpoint(self.weights_folder / f"epoch{epoch}.pt", content)
@@ -359,8 +384,9 @@ class Training:
     def _finish(self) -> Report:
         """Validate best.pt as its users will have it, and draw what the run looked like."""
         report = self._validate(build_from_weights(read_weights(self.best)))
-        self.logger.info(f"best.pt, of epoch {self.stopper.best_epoch + 1}:\n{report.table(per_class=True)}")
-        write_report(report, self.folder, asdict(self.options))
+        assert self.saved_best is not None
+        self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
+        write_report(report, self.folder, asdict(self.options), plots=not self.options.noplots)
         self.log.finish(self.options.epochs)
         self.logger.info(f"results in {self.folder}")
         return report

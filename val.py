@@ -17,10 +17,10 @@ from data.dataset import DetectionDataset
 from data.loader import make_loader
 from models.yolo import Model
 from utils.engine import NmsSettings, Predictor
-from utils.options import InputError, option, run_script
+from utils.options import InputError, check_ranges, option, run_script
 from utils.plots import plot_study
 from utils.report import write_text_atomically
-from utils.runs import CACHE, check_image_size, make_run_folder, open_model, start_logging
+from utils.runs import CACHE, check_image_size, make_run_folder, open_model, scan_progress, start_logging
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate, write_coco_json, write_report
 
@@ -33,14 +33,14 @@ class Options:
 
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
     weights: str = option("", "checkpoint to measure", aliases=("--weight",))
-    batch_size: int = option(32, "images in a batch", aliases=("--batch",))
-    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"))
-    conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",))
-    iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",))
-    max_det: int = option(300, "most detections of an image")
+    batch_size: int = option(32, "images in a batch", aliases=("--batch",), least=1)
+    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
+    conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
+    iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
+    max_det: int = option(300, "most detections of an image", least=1)
     task: str = option("val", "what to do", choices=("train", "val", "test", "speed", "study"))
     device: str = option("", "cpu, or a GPU's number; empty chooses")
-    workers: int = option(8, "processes that load images, no more than there are cores")
+    workers: int = option(8, "processes that load images, no more than there are cores", least=0)
     single_cls: bool = option(False, "treat all classes as one")
     augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
     verbose: bool = option(False, "show each class")
@@ -52,6 +52,9 @@ class Options:
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run(**options: object) -> Report:
@@ -68,10 +71,11 @@ def main(options: Options) -> Report:
     device = select_device(options.device)
     prepare(config)
     split = options.task if options.task in ("train", "val", "test") else "val"
-    annotations = read_annotations(config, split, cache=CACHE)
+    with scan_progress(f"{split}: labels") as show:
+        annotations = read_annotations(config, split, cache=CACHE, progress=show)
+    model = open_model(options.weights, None if options.single_cls else annotations.names)
     if options.single_cls:
         annotations = annotations.as_single_class()
-    model = open_model(options.weights, annotations.names)
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     for line in annotations.problems[:10]:
         logger.warning(line)
@@ -79,8 +83,10 @@ def main(options: Options) -> Report:
     if options.task == "study":
         report = _study(measurement)
     elif options.task == "speed":
-        report = replace(measurement, options=replace(options, conf_thres=0.25, iou_thres=0.45)).measure()
+        measurement = replace(measurement, options=replace(options, conf_thres=0.25, iou_thres=0.45))
+        report = measurement.measure()
         logger.info(report.table())
+        measurement.write(report)
     else:
         report = measurement.measure()
         logger.info(report.table(per_class=options.verbose))
@@ -107,8 +113,12 @@ class _Measurement:
         size = check_image_size(options.imgsz, self.model.max_stride)
         dataset = DetectionDataset(self.annotations, size, stride=self.model.max_stride, rect=True)
         loader = make_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
-        settings = NmsSettings(options.conf_thres, options.iou_thres, options.max_det, multi_label=True)
+        settings = NmsSettings(
+            options.conf_thres, options.iou_thres, options.max_det, multi_label=True, single_class=options.single_cls
+        )
         predictor = Predictor(self.model, self.device, settings=settings, half=options.half, augment=options.augment)
+        if options.task in ("speed", "study"):
+            predictor.warm_up(next(iter(loader)))
         files = None
         if options.save_txt or options.save_hybrid:
             files = LabelFiles(self.folder / "labels", self.annotations, options.save_conf, options.save_hybrid)
@@ -119,13 +129,13 @@ class _Measurement:
         """Write the report's files and, if asked, have pycocotools measure as well."""
         settings = asdict(self.options) | {"torch": str(torch.__version__), "torchvision": torchvision.__version__}
         extra = {}
-        if self.options.save_json:
+        if self.options.save_json or self.config.source.name == "coco.yaml":
             path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
             truth = None if self.options.single_cls else self.config.annotations.get(self.split)
             extra["pycocotools"] = write_coco_json(report, path, truth)
             figures = " ".join(f"{key} {value:.4f}" for key, value in extra["pycocotools"].items())
             start_logging().info(f"pycocotools on {path.name}: {figures}")
-        write_report(report, self.folder, settings, extra)
+        write_report(report, self.folder, settings, extra, plots=self.options.task != "speed")
 
 
 def _study(measurement: _Measurement) -> Report:

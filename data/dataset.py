@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -36,6 +35,7 @@ from data.augment import (
     random_perspective,
 )
 from data.files import Progress
+from data.images import read_image
 from data.polygons import Polygons
 from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
 from utils.options import InputError
@@ -64,27 +64,6 @@ class Item:
     labels: Tensor
     index: int
     geometry: Letterbox | None
-
-
-def read_image(path: Path) -> Image:
-    """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
-
-    Raises:
-        InputError: the file cannot be read or is no image.
-    """
-    try:
-        encoded = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    image = None
-    if encoded.size:
-        try:
-            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        except cv2.error as error:
-            raise InputError(f"{path}: cannot be decoded: {error.err}") from error
-    if image is None:
-        raise InputError(f"{path}: not an image that OpenCV can decode")
-    return image  # type: ignore[return-value]
 
 
 def letterboxed_item(image: Image, size: int, stride: int) -> Item:

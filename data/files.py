@@ -1,7 +1,6 @@
 """The image files of a split, their sizes read from their headers alone, and where the labels of an image lie."""
 
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,19 +8,16 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, TiffImagePlugin
 
 from data.config import DataConfig, require_split
+from data.images import SUFFIXES, image_size, is_image
 from utils.options import InputError
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 Progress = Callable[[int, int], object]  # called with the files done and their total
 R = TypeVar("R")
 
 _CHUNK = 256  # files a thread takes at a time
 _THREADS = 2  # one waits for the disk while Python works in the other; more are slower
-_ORIENTATION = 274  # EXIF's and TIFF's tag
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
 
 def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[str]]:
@@ -53,24 +49,6 @@ def label_path(image: Path) -> Path:
     return Path(f"{head}{os.sep}labels{os.sep}{stem}.txt" if images else f"{stem}.txt")
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as a decoder that heeds the EXIF orientation gives them.
-
-    Raises:
-        OSError: there is no such file, or it is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            orientation = _orientation(image)
-            if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is turned already, in new Pillows only
-                width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
-            else:
-                width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from error
-    return (height, width) if 5 <= orientation <= 8 else (width, height)
-
-
 def image_sizes(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[str]]:
     """Sizes (N, 2) of image files, 0 for those that cannot be read, and a line about each of these."""
     problems: list[str] = []
@@ -78,10 +56,8 @@ def image_sizes(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[str]
     def size(path: Path) -> tuple[int, int]:
         try:
             return image_size(path)
-        except FileNotFoundError:
-            problems.append(f"{path}: no such file")
-        except OSError as error:
-            problems.append(f"{path}: not a readable image: {' '.join(str(error).split())}")
+        except InputError as error:
+            problems.append(str(error))
         return 0, 0
 
     return np.array([size(path) for path in paths], np.int32).reshape(-1, 2), problems
@@ -112,7 +88,7 @@ def _walk(top: str) -> Iterator[str]:
             below.clear()
             continue
         visited.add(real)
-        yield from (f"{folder}{os.sep}{name}" for name in files if _is_image(name))
+        yield from (f"{folder}{os.sep}{name}" for name in files if is_image(name))
 
 
 def _read_list(file: Path, root: Path) -> tuple[list[str], list[str]]:
@@ -124,24 +100,8 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[str]]:
     images, problems = [], []
     for number, line in enumerate(lines, 1):
         name = line.strip()
-        if _is_image(name):
+        if is_image(name):
             images.append(str((file.parent if name.startswith("./") else root) / name))
         elif name:
             problems.append(f"{file}:{number}: not the name of an image: {name[:80]}")
     return images, problems
-
-
-def _is_image(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 if there is none; what the header does not hold is not looked for."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(image.tag_v2.get(_ORIENTATION, 1))
-    if "exif" not in image.info:
-        return 1
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, struct.error):  # a damaged block says nothing about the pixels
-        return 1

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data.dataset import read_image
-from data.files import SUFFIXES
+from data.images import SUFFIXES, read_image
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)

@@ -78,8 +78,8 @@ class FoldedConv(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """[(B, C_i, H * scale_i, W * scale_i)] to (B, C', H, W)."""
         kernels = self.kernels or self._make_kernels([x.shape[1] for x in maps])
-        if self.frozen:
-            self.kernels = kernels
+        if self.frozen and not self.kernels:
+            self.kernels = kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
         out = None
         for x, kernel, scale in zip(maps, kernels, self.scales, strict=True):
             assert all(side % scale == 0 for side in x.shape[-2:]), f"{tuple(x.shape)} is not divisible by {scale}"

@@ -47,9 +47,10 @@ class Detect(nn.Module):
         return self.anchors * torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
 
     def set_anchors(self, anchors_wh: Tensor) -> None:
-        """Take anchors (scales, anchors, 2) in pixels in place of the present ones."""
+        """Take anchors (scales, anchors, 2) in pixels, from small to large, in place of the present ones."""
         strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
-        self.anchors.copy_(anchors_wh.to(self.anchors) / strides)
+        rising = anchors_wh.flip(0) if self.strides[0] > self.strides[-1] else anchors_wh
+        self.anchors.copy_(rising.to(self.anchors) / strides)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """[(B, C_i, ny, nx)] to raw maps [(B, anchors, ny, nx, 5 + classes)]."""

@@ -31,6 +31,13 @@ Config = dict[str, Any]
 CONFIG_KEYS = (
     "nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head", "ch", "activation", "channel_multiple",
 )  # fmt: skip
+_VALUES: dict[str, tuple[Any, float, float, str]] = {  # kinds, least, most, and how to say it
+    "nc": (int, 1, 100_000, "a number of classes"),
+    "ch": (int, 1, 1024, "a number of channels"),
+    "channel_multiple": (int, 1, 1024, "a number of channels"),
+    "depth_multiple": (int | float, 0.01, 100, "a factor"),
+    "width_multiple": (int | float, 0.001, 100, "a factor"),
+}
 LITERALS = {"None": None, "True": True, "False": False}  # YAML reads Python's spelling of these as text
 
 
@@ -160,6 +167,8 @@ class Model(nn.Module):
         """
         super().__init__()
         refuse_unknown(config, CONFIG_KEYS, source)
+        _check_values(config, source)
+        _check_forms(config, source)
         self.config = copy.deepcopy(config)
         if names is not None:
             self.config["nc"] = len(names)
@@ -222,7 +231,7 @@ class Model(nn.Module):
 
         try:
             raw = self.shapes_only(size, note)
-        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+        except (RuntimeError, AssertionError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
             layer = type(self.model[reached]).__name__
             raise InputError(f"{source}: row {reached} ({layer}) does not fit its inputs: {error}") from error
         return [size // level.shape[2] for level in raw]
@@ -245,9 +254,6 @@ def load_model(cfg: str | Path, *, names: Sequence[str] | None = None, anchors: 
 
 
 def _build_rows(config: Config, source: str) -> tuple[list[nn.Module], list[Step]]:
-    for key in ("backbone", "head", "anchors", "nc"):
-        if key not in config:
-            raise InputError(f"{source}: missing key '{key}'")
     rows = [*config["backbone"], *config["head"]]
     layers: list[nn.Module] = []
     channels = {-1: int(config.get("ch", 3))}
@@ -269,6 +275,40 @@ def _build_rows(config: Config, source: str) -> tuple[list[nn.Module], list[Step
     ]
 
 
+def _check_values(config: Config, source: str) -> None:
+    """Refuse a YAML in which a key is missing or its value is of another kind or size than any model needs."""
+    for key in ("backbone", "head", "anchors", "nc"):
+        if key not in config:
+            raise InputError(f"{source}: missing key '{key}'")
+    for key, (kinds, least, most, expected) in _VALUES.items():
+        value = config.get(key, least)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+            raise InputError(f"{source}: {key}: expected {expected}, found {value!r}")
+
+
+def _check_forms(config: Config, source: str) -> None:
+    """Refuse a YAML whose anchors, rows or activation are not of the form they should be."""
+    if not _are_anchors(config["anchors"]):
+        found = config["anchors"]
+        raise InputError(f"{source}: anchors: expected w, h, w, h, ... for each scale, or a number, found {found!r}")
+    for key in ("backbone", "head"):
+        if not isinstance(config[key], list) or not config[key]:
+            raise InputError(f"{source}: {key}: expected a list of rows, found {config[key]!r}")
+    if not isinstance(config.get("activation"), str | None):
+        raise InputError(f"{source}: activation: expected a name, found {config['activation']!r}")
+
+
+def _are_anchors(value: Any) -> bool:
+    """Whether a value is a number of anchors, or lists of their positive sides in pairs."""
+    if not isinstance(value, list):
+        return isinstance(value, int) and 1 <= value <= 100
+    levels = [level if isinstance(level, list) else [] for level in value]
+    sides = [side for level in levels for side in level]
+    return all(level and len(level) % 2 == 0 for level in levels) and all(
+        isinstance(side, int | float) and side > 0 for side in sides
+    )
+
+
 def _absolute(index: Any, row: int, place: str) -> int:
     """A row's `from` as a number counted from the first row; -1 is the image."""
     absolute = row + index if isinstance(index, int) and index < 0 else index
@@ -281,6 +321,8 @@ def _build_layer(content: list[Any], inputs: list[int], config: Config, place: s
     _, number, name, raw_args = content
     refuse_unknown([name], LAYERS, f"{place}: layer")
     layer = LAYERS[name]
+    if len(inputs) != 1 and not layer.joins:
+        raise InputError(f"{place} ({name}): takes one input, found {len(inputs)}; put a Concat before it")
     if not isinstance(number, int) or number < 1 or not isinstance(raw_args, list):
         raise InputError(f"{place} ({name}): expected a number of at least 1 and a list of arguments")
     repeats = max(round(number * config.get("depth_multiple", 1.0)), 1) if number > 1 else 1

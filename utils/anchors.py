@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 GOOD_ENOUGH = 0.98  # best possible recall above which anchors are kept
+MOST_CLUSTERED = 20_000  # boxes; more change nothing and take long
 MIN_SIDE = 2.0  # pixels; smaller boxes do not shape anchors
 
 
@@ -39,6 +40,8 @@ def cluster(boxes_wh: Floats, count: int, seed: int = 0) -> Floats:
     """Cluster boxes (M, 2) into `count` anchors, sorted by area."""
     points = np.log(boxes_wh[(boxes_wh >= MIN_SIDE).all(1)]).astype(np.float32)
     assert len(points) >= count, "more anchors than boxes"
+    if len(points) > MOST_CLUSTERED:
+        points = np.random.default_rng(seed).choice(points, MOST_CLUSTERED, replace=False)
     cv2.setRNGSeed(seed)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-4)
     _, _, centres = cv2.kmeans(points, count, np.empty(0), stop, 10, cv2.KMEANS_PP_CENTERS)

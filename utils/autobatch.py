@@ -8,6 +8,7 @@ import torch
 from models.yolo import Model
 
 CPU_BATCH = 16  # memory is seldom what limits a CPU
+MOST = 256  # larger ones train worse and are no faster
 SHARE = 0.8  # of the free memory to be filled
 TRIED = (1, 2, 4, 8)
 
@@ -16,10 +17,15 @@ def largest_batch(model: Model, size: int, device: torch.device, amp: torch.dtyp
     """Measure the memory of training steps on `size` px images and extrapolate; CPU_BATCH where there is no CUDA."""
     if device.type != "cuda":
         return CPU_BATCH
-    used = [_peak_bytes(model, size, batch, device, amp) for batch in TRIED]
+    used: list[int] = []
+    try:
+        for batch in TRIED:
+            used.append(_peak_bytes(model, size, batch, device, amp))  # noqa: PERF401 - what fits stays in the list
+    except torch.cuda.OutOfMemoryError:
+        return TRIED[max(len(used) - 1, 0)]
     for_one, fixed = np.polyfit(TRIED, used, 1)
     free, _ = torch.cuda.mem_get_info(device)
-    return max(int((free * SHARE - fixed) / for_one), 1)
+    return min(max(int((free * SHARE - fixed) / for_one), 1), MOST)
 
 
 def _peak_bytes(model: Model, size: int, batch: int, device: torch.device, amp: torch.dtype | None) -> int:

@@ -103,10 +103,11 @@ def _suppress(found: Tensor, iou: float, agnostic: bool, max_det: int) -> Tensor
     """Greedy suppression of (n, 6) detections; those of different classes are moved apart unless `agnostic`."""
     if not len(found):
         return found
-    boxes = found[:, :4].double()  # an offset of classes times the image's size would cost float32 its sub-pixels
+    # an offset of classes times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
+    boxes = found[:, :4].to(torch.float32 if found.device.type == "mps" else torch.float64)
     if not agnostic:
         extent = boxes.max() - boxes.min() + 1
-        boxes = boxes + found[:, 5:6].double() * extent
+        boxes = boxes + found[:, 5:6].to(boxes) * extent
     return found[torch_nms(boxes, found[:, 4].to(boxes), iou)[:max_det]]
 
 

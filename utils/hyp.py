@@ -1,12 +1,21 @@
 """The recipe of a training: the keys that a YAML in data/hyps/ may hold, with YOLOv5's names and defaults."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
-PROBABILITIES = ("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "label_smoothing")
+SHARES = ("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "label_smoothing", "hsv_h", "hsv_s", "hsv_v", "scale")
+RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
+    **dict.fromkeys(SHARES, (0, 1)),
+    **dict.fromkeys(("momentum", "warmup_momentum"), (0, 0.9999)),
+    "anchor_t": (1.01, math.inf),
+    "nominal_batch": (1, math.inf),
+    "ema_tau": (1, math.inf),
+    "anchors": (1, 100),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Hyp:
     obj: float = 1.0
     obj_pw: float = 1.0
     anchor_t: float = 4.0  # largest ratio of a box's side to its anchor's
-    anchors: int | None = None  # anchors on each scale, when not the model's own
+    anchors: float | None = None  # anchors on each scale, when not the model's own; rounded
     fl_gamma: float = 0.0  # focal loss's gamma; 0 is none
     label_smoothing: float = 0.0
     hsv_h: float = 0.015
@@ -63,11 +72,14 @@ def load_hyp(name: str | Path) -> Hyp:
         InputError: no such file, an unknown key, or a value out of its range.
     """
     path = find_yaml(name, "data/hyps", "data")
-    hyp = from_mapping(Hyp, read_yaml(path), str(name))
+    content = read_yaml(path)
+    content.pop("iou_t", None)  # in every recipe of YOLOv5's, and read by nothing there
+    hyp = from_mapping(Hyp, content, str(name))
     if hyp.optimizer not in (None, *OPTIMIZERS):
         raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
     for field in fields(Hyp):
         value = getattr(hyp, field.name)
-        if isinstance(value, float | int) and not 0 <= value <= (1 if field.name in PROBABILITIES else float("inf")):
-            raise InputError(f"{name}: {field.name}: {value} is out of range")
+        least, most = RANGES.get(field.name, (0, math.inf))
+        if isinstance(value, float | int) and not least <= value <= most:
+            raise InputError(f"{name}: {field.name}: expected {least:g} to {most:g}, found {value:g}")
     return hyp

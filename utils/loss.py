@@ -92,6 +92,7 @@ class DetectionLoss(nn.Module):
         self.anchor_t = anchor_t
         self.gamma = fl_gamma
         self.positive, self.negative = 1 - 0.5 * label_smoothing, 0.5 * label_smoothing
+        assert len(anchors) <= len(OBJECTNESS_BALANCE_MORE), "no balance is known for so many scales"
         self.balance = OBJECTNESS_BALANCE.get(len(anchors), OBJECTNESS_BALANCE_MORE)
 
     def forward(self, raw: list[Tensor], boxes: Tensor) -> dict[str, Tensor]:
@@ -104,7 +105,7 @@ class DetectionLoss(nn.Module):
 
     def _level(self, raw: Tensor, anchors: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         target = assign(boxes, anchors, (raw.shape[3], raw.shape[2]), self.anchor_t)
-        objectness = torch.zeros_like(raw[..., 4])
+        objectness = torch.zeros_like(raw[..., 4], dtype=torch.float32)
         losses = {}
         if len(target.image):
             where = target.image, target.anchor, target.row, target.column
@@ -113,12 +114,12 @@ class DetectionLoss(nn.Module):
             size = (predicted[:, 2:4].sigmoid() * 2).square() * anchors[target.anchor]
             overlap = complete_iou(torch.cat((centre, size), 1), target.xywh)
             losses["box"] = (1 - overlap).mean()
-            objectness[where] = overlap.detach().clamp(min=0).to(objectness.dtype)
+            objectness[where] = overlap.detach().clamp(min=0)
             if self.classes > 1:
                 scores = torch.full_like(predicted[:, 5:], self.negative)
                 scores[torch.arange(len(scores), device=scores.device), target.label] = self.positive
                 losses["cls"] = self._cross_entropy(predicted[:, 5:], scores, self.cls_pw)
-        losses["obj"] = self._cross_entropy(raw[..., 4].float(), objectness.float(), self.obj_pw)
+        losses["obj"] = self._cross_entropy(raw[..., 4].float(), objectness, self.obj_pw)
         return losses
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, positive_weight: Tensor) -> Tensor:

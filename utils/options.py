@@ -7,6 +7,7 @@ same way: one line that names the source, the key and what was expected.
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ def option(
     aliases: Sequence[str] = (),
     choices: Sequence[Any] | None = None,
     bare: Any = None,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Any:
     """Declare a dataclass field that is a command-line flag.
 
@@ -39,11 +42,28 @@ def option(
         aliases: further spellings, with their dashes.
         choices: the values allowed.
         bare: value when the flag stands without an argument (`--cache` for `--cache ram`).
+        least: smallest number allowed.
+        most: largest number allowed.
     """
-    metadata = {"help": text, "aliases": tuple(aliases), "choices": choices, "bare": bare}
+    metadata = {"help": text, "aliases": tuple(aliases), "choices": choices, "bare": bare, "range": (least, most)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(options: Any) -> None:
+    """Refuse an options object in which a number is out of the range that its `option` declares.
+
+    Raises:
+        InputError: it names the flag.
+    """
+    for field in dataclasses.fields(options):
+        least, most = field.metadata["range"]
+        given = getattr(options, field.name)
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, int | float) and not least <= value <= most:
+                limits = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+                raise InputError(f"--{field.name.replace('_', '-')} {value}: expected {limits}")
 
 
 def parse(cls: type[T], arguments: Sequence[str] | None = None, description: str | None = None) -> T:
@@ -68,7 +88,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", 
         parser.add_argument(*names, action=toggles, **settings)
         return
     base, many = _element_type(hint)
-    settings["type"] = _number_or_text if base is object else base
+    settings["type"] = base
     settings["choices"] = field.metadata["choices"]
     if many:
         settings["nargs"] = "+"
@@ -84,10 +104,6 @@ def _element_type(hint: Any) -> tuple[Any, bool]:
     if get_origin(hint) is list:
         return get_args(hint)[0], True
     return hint, False
-
-
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -162,9 +178,8 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
 
 def run_script(main: Callable[[Any], object], options: type[Any], description: str) -> None:
     """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit status 2."""
-    parsed = parse(options, description=description)
     try:
-        main(parsed)
+        main(parse(options, description=description))
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -5,10 +5,11 @@ The only module that uses TensorBoard.
 
 import csv
 import io
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def write_text_atomically(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8", newline="")
     part.replace(path)
+
+
+def unique_stems(paths: Iterable[Path]) -> list[str]:
+    """Names for the results of files: each file's own without suffix, numbered where another has it already."""
+    taken: set[str] = set()
+    stems = []
+    for path in paths:
+        tries = (path.stem if number == 1 else f"{path.stem}_{number}" for number in itertools.count(1))
+        stems.append(next(stem for stem in tries if stem not in taken))
+        taken.add(stems[-1])
+    return stems
 
 
 class ResultsCsv:

@@ -1,9 +1,11 @@
 """What every script does at its start: messages, seeds, the run's folder, the model behind `--weights` and `--cfg`."""
 
+import contextlib
 import logging
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
 from utils.options import ROOT, InputError
-from utils.upstream import increment_path
+from utils.upstream import Progress, increment_path, progress
 
+PATIENCE = 2.0  # seconds without a bar
 CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
 
 
@@ -26,6 +29,28 @@ def start_logging() -> logging.Logger:
     return logger
 
 
+@contextlib.contextmanager
+def scan_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that is told of the number done and of all, and shows a bar once that has taken a while."""
+    bars: list[Progress[object]] = []
+    done_before, start = 0, time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal done_before
+        if time.monotonic() - start < PATIENCE:
+            return
+        if not bars:
+            bars.append(progress(description=description, total=total, unit="image"))
+        bars[0].update(done - done_before)
+        done_before = done
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators; the loader's workers have seeds of their own."""
     random.seed(seed)
@@ -33,15 +58,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_run_folder(project: str, name: str, *, exist_ok: bool) -> Path:
-    """Make PROJECT/NAME, or NAME2, NAME3 where it is taken.
+def make_run_folder(project: str, name: str, *, exist_ok: bool, below: str = "") -> Path:
+    """Make PROJECT/NAME, or NAME2, NAME3 where it is taken, with a folder `below` it if wanted.
 
     Raises:
         InputError: the folder cannot be made.
     """
     folder = increment_path(Path(project) / name, exist_ok=exist_ok)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / below).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--project {project}: the folder {folder} cannot be made: {error.strerror}") from error
     return folder
@@ -49,8 +74,6 @@ def make_run_folder(project: str, name: str, *, exist_ok: bool) -> Path:
 
 def check_image_size(size: int, stride: int) -> int:
     """Round an image size up to a multiple of the model's stride, 2 strides at least, as `--img` allows any number."""
-    if size < 1:
-        raise InputError(f"--img {size}: expected a size in pixels")
     return max(-(-size // stride), 2) * stride
 
 

@@ -132,6 +132,10 @@ class Progress(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar where it is."""
         self._bar.close()
 
     def update(self, count: int = 1) -> None:

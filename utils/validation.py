@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from utils.plots import (
     plot_curves,
     plot_precision_recall,
 )
-from utils.report import console_table, write_metrics_json, write_per_class_csv, write_text_atomically
+from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
 
 LOGGER = logging.getLogger(__name__)
 PICTURED_BATCHES = 3
@@ -69,6 +70,11 @@ class LabelFiles:
     hybrid: bool = False  # the labels themselves too, in place of detections that agree with them
     iou: float = 0.6
 
+    @cached_property
+    def stems(self) -> list[str]:
+        """The file name of each image, without suffix."""
+        return unique_stems(self.annotations.paths)
+
     def write(self, batch: Batch, prediction: Prediction) -> None:
         """Write a batch's files."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,7 @@ class LabelFiles:
             if not len(found):
                 continue
             size = torch.tensor(self.annotations.sizes_wh[index].tolist() * 2)
-            path = self.folder / f"{self.annotations.paths[index].stem}.txt"
+            path = self.folder / f"{self.stems[index]}.txt"
             write_text_atomically(path, yolo_lines(found, size, self.confidences))
 
     def _with_labels(self, found: Tensor, batch: Batch, number: int) -> Tensor:
@@ -131,10 +137,15 @@ def validate(
 
 
 def write_report(
-    report: Report, folder: Path, settings: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+    report: Report,
+    folder: Path,
+    settings: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    plots: bool = True,
 ) -> None:
-    """Write metrics.json (with `extra` entries), per_class.csv, the curves and the confusion matrix."""
-    metrics, names = report.metrics, report.annotations.names
+    """Write metrics.json (with `extra` entries), per_class.csv and, with `plots`, curves and confusion matrix."""
+    metrics = report.metrics
     content = {
         **metrics.to_json(),
         "speed_ms": report.evaluation.milliseconds,
@@ -145,7 +156,12 @@ def write_report(
     }
     write_metrics_json(folder / "metrics.json", content)
     write_per_class_csv(folder / "per_class.csv", [asdict(row) for row in metrics.per_class])
-    curves = metrics.curves
+    if plots:
+        _plot(report, folder)
+
+
+def _plot(report: Report, folder: Path) -> None:
+    curves, names = report.metrics.curves, report.annotations.names
     for name, label, values in (
         ("P", "Precision", curves.precision),
         ("R", "Recall", curves.recall),

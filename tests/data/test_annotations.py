@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 
 from data.annotations import Annotations, read_annotations
 from data.config import load_data_config
-from data.files import find_images, image_size, label_path
+from data.files import find_images, label_path
+from data.images import image_size
 from utils.options import InputError
 
 NAMES = ["cat", "dog", "cow"]

@@ -11,7 +11,8 @@ from PIL import Image as PillowImage
 
 from data import dataset as module
 from data.augment import Augmentation
-from data.dataset import DetectionDataset, Draw, read_image
+from data.dataset import DetectionDataset, Draw
+from data.images import read_image
 from tests.data.painting import find, paint, random_boxes
 from utils.boxes import unletterbox, xywh_to_xyxy
 from utils.options import InputError

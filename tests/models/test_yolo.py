@@ -111,3 +111,20 @@ def test_missing_key() -> None:
     del config["head"]
     with pytest.raises(InputError, match=r"m\.yaml: missing key 'head'"):
         Model(config, source="m.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nc": 0}, {"nc": "many"}, {"ch": "three"}, {"depth_multiple": "deep"}, {"width_multiple": 1e9},
+        {"channel_multiple": 0}, {"activation": 5}, {"anchors": 0}, {"anchors": -1}, {"anchors": [[10]]},
+        {"anchors": [[10, -3]]}, {"backbone": None}, {"backbone": []}, {"head": 3},
+        {"backbone": [[-1, 1, "Conv", [8, 3, 0]]]},
+        {"backbone": [[-1, 1, "Conv", [8, 3, 2]], [[-1, 0], 1, "Conv", [8, 3, 2]]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_out_of_their_kind_or_range(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^my\.yaml: ") as caught:
+        Model(small(**changes), source="my.yaml")
+    assert "\n" not in str(caught.value)

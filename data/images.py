@@ -1,0 +1,101 @@
+"""Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
+
+import logging
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, TiffImagePlugin
+
+from utils.options import InputError
+
+LOGGER = logging.getLogger(__name__)
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
+
+_ORIENTATION = 274  # EXIF's and TIFF's tag
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TAIL = 64  # bytes at a file's end in which its format's last mark is looked for
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has an image's suffix."""
+    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
+
+    A JPEG that is cut off gives what there is of it.
+
+    Raises:
+        InputError: the file cannot be read or is no image.
+    """
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    image = _decode(path, encoded)
+    if image is None and encoded[:2].tobytes() == _JPEG_START:
+        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)))
+    if image is None:
+        raise InputError(f"{path}: not an image that OpenCV can decode")
+    return image
+
+
+def _decode(path: Path, encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+    if not encoded.size:
+        return None
+    try:
+        return cv2.imdecode(encoded, cv2.IMREAD_COLOR)  # type: ignore[return-value]
+    except cv2.error as error:
+        raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as `read_image` gives them, from the header; a file without its end is decoded.
+
+    Raises:
+        InputError: there is no such file, or it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is turned already, in new Pillows only
+                width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
+            else:
+                width, height = image.size
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
+    if not _is_whole(path):
+        read_image(path)
+        LOGGER.warning("%s: the end of the file is missing; what there is of the image is used", path)
+    return (height, width) if 5 <= orientation <= 8 else (width, height)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a JPEG or PNG has its last mark; other formats are taken at their word."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        end = {_JPEG_START: _JPEG_END, _PNG_START[:2]: _PNG_END}.get(start[:2])
+        if end is None:
+            return True
+        file.seek(max(file.seek(0, 2) - _TAIL, 0))
+        return end in file.read()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 if there is none; what the header does not hold is not looked for."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2.get(_ORIENTATION, 1))
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, struct.error):  # a damaged block says nothing about the pixels
+        return 1

@@ -1,0 +1,46 @@
+"""Image files: damaged ones are told apart from those that can still be used."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data.images import image_size, read_image
+from utils.options import InputError
+
+
+def picture() -> np.ndarray:
+    gradient = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3)
+    return gradient.astype(np.uint8)
+
+
+@pytest.mark.parametrize("missing", [2, 10, 300])
+def test_a_jpeg_without_its_end_gives_what_there_is(
+    tmp_path: Path, missing: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded = cv2.imencode(".jpg", picture())[1].tobytes()
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded[:-missing])
+    assert image_size(path) == (64, 48)
+    assert "the end of the file is missing" in caplog.text
+    found = read_image(path)
+    assert found.shape == (48, 64, 3)
+    assert np.abs(found[:8].astype(int) - picture()[:8]).mean() < 10
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_file_cut_before_its_pixels_is_refused(tmp_path: Path, suffix: str) -> None:
+    encoded = cv2.imencode(suffix, picture())[1].tobytes()
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(encoded[:40])
+    with pytest.raises(InputError, match="cut") as caught:
+        image_size(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_files_are_not_decoded_for_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".png", ".jpg", ".bmp", ".webp", ".tif"):
+        cv2.imwrite(str(tmp_path / f"whole{suffix}"), picture())
+    monkeypatch.setattr(cv2, "imdecode", None)
+    assert {image_size(path) for path in tmp_path.iterdir()} == {(64, 48)}
