@@ -233,7 +233,7 @@ def _centre_panel(axes: "Axes", xywhn: Floats) -> None:
 def _size_panel(axes: "Axes", wh: Floats) -> None:
     """Histogram of the boxes' sides (square root of the area) with the share in each of COCO's bands."""
     sides = np.sqrt(wh[:, 0] * wh[:, 1]).clip(1)
-    top = max(float(sides.max(initial=0)) * 1.1, 128.0)
+    top = max(float(sides.max(initial=0)) * 1.1, 192.0)
     axes.hist(sides, bins=np.geomspace(1, top, 60).tolist(), color=PALETTE[0])
     axes.set_xscale("log")
     marks = [mark for mark in (1, 2, 4, 8, 16, 32, 64, 96, 192, 384, 768, 1536) if mark <= top]
