@@ -49,7 +49,9 @@ def fold(model: Model, *, frozen: bool = False) -> Model:
             node.target = f"{node.target}.folded"
             node.args = tuple(maps)
             modules[node.target] = FoldedConv(conv, scales, frozen=frozen)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for node in reversed(list(graph.nodes)):  # only what folding has left without a use; a row of the YAML stays
+        if not node.users and (_joins_channels(node) or isinstance(modules.get(str(node.target)), SPD)):
+            graph.erase_node(node)
     model.folded = (fx.GraphModule(modules, graph),)
     return model
 

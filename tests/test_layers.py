@@ -13,7 +13,8 @@ LAYERS = [
     {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing"},
-    {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"},
+    {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
+    | {"utils.lift"},
     {"train", "val", "detect"},
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}

@@ -14,6 +14,7 @@ import torch
 
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
+from utils.lift import LiftReport, lift
 from utils.options import ROOT, InputError
 from utils.upstream import Progress, increment_path, progress
 
@@ -106,8 +107,10 @@ def open_model(path: str, data_names: Sequence[str] | None = None) -> Model:
 
 def start_model(
     weights: str, cfg: str, names: Sequence[str], anchors: int | None = None
-) -> tuple[Model, TransferReport | None]:
+) -> tuple[Model, TransferReport | LiftReport | None]:
     """Make the model to be trained: from a YAML, from a checkpoint, or from a YAML with a checkpoint's weights.
+
+    A strided checkpoint is lifted into a YAML with space-to-depth; otherwise tensors go by their names and shapes.
 
     Raises:
         InputError: neither is given, or one of them is not what it should be.
@@ -123,5 +126,6 @@ def start_model(
         model = Model(config, names=names, source=str(start.source))
     if start is None:
         return model, None
+    lifted = lift(start, model, anchors=anchors is None) if cfg else None
     exclude = ["anchors"] if cfg or anchors else []
-    return model, transfer(model, start, exclude=exclude)
+    return model, lifted or transfer(model, start, exclude=exclude)
