@@ -62,6 +62,7 @@ class Options:
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
     vid_stride: int = option(1, "take every so many frames of a video", least=1)
 
     def __post_init__(self) -> None:
@@ -88,7 +89,12 @@ def main(options: Options) -> tuple[Path, Source]:
         options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms
     )
     predictor = Predictor(
-        model, select_device(options.device), settings=settings, half=options.half, augment=options.augment
+        model,
+        select_device(options.device),
+        settings=settings,
+        half=options.half,
+        augment=options.augment,
+        folded=options.fold,
     )
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     frames = 0

@@ -85,6 +85,7 @@ class Options:
     save_period: int = option(-1, "keep a checkpoint every so many epochs")
     seed: int = option(0, "seed of everything random", least=0)
     amp: bool = option(True, "reduced precision where the hardware has it")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -141,7 +142,8 @@ class Training:
         self.size = check_image_size(options.imgsz, self.model.max_stride)
         if not options.noautoanchor and checkpoint is None:
             self._fit_anchors()
-        fold(self.model)
+        if options.fold:
+            fold(self.model)
         self._freeze()
         self.batch_size = self._choose_batch_size()
         self.loader = self._make_loader(self.train_table, train=True)
@@ -344,7 +346,8 @@ class Training:
         return stop
 
     def _validate(self, model: Model | None = None) -> Report:
-        predictor = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION)
+        measured = model or self.trainer.ema.model
+        predictor = Predictor(measured, self.device, settings=VALIDATION, folded=self.options.fold)
         pictures = None if self.options.noplots else self.folder
         return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
 

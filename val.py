@@ -52,6 +52,7 @@ class Options:
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -116,7 +117,14 @@ class _Measurement:
         settings = NmsSettings(
             options.conf_thres, options.iou_thres, options.max_det, multi_label=True, single_class=options.single_cls
         )
-        predictor = Predictor(self.model, self.device, settings=settings, half=options.half, augment=options.augment)
+        predictor = Predictor(
+            self.model,
+            self.device,
+            settings=settings,
+            half=options.half,
+            augment=options.augment,
+            folded=options.fold,
+        )
         if options.task in ("speed", "study"):
             predictor.warm_up(next(iter(loader)))
         files = None

@@ -11,6 +11,7 @@ parameters; whoever adds a layer need not know.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ def fuse(model: Model) -> Model:
 def fold(model: Model, *, frozen: bool = False) -> Model:
     """Let a model run its convolutions over space-to-depth in one step; returns the model itself.
 
-    With `frozen`, for a model whose weights will not change any more, the new layouts are made once.
+    With `frozen`, for a fused model whose weights will not change any more, the new layouts are made once, and 1x1
+    convolutions over the same space-to-depth become one.
     """
     graph = _trace(model)
     modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -49,11 +51,50 @@ def fold(model: Model, *, frozen: bool = False) -> Model:
             node.target = f"{node.target}.folded"
             node.args = tuple(maps)
             modules[node.target] = FoldedConv(conv, scales, frozen=frozen)
+    if frozen:
+        _join_siblings(graph, modules)
     for node in reversed(list(graph.nodes)):  # only what folding has left without a use; a row of the YAML stays
         if not node.users and (_joins_channels(node) or isinstance(modules.get(str(node.target)), SPD)):
             graph.erase_node(node)
     model.folded = (fx.GraphModule(modules, graph),)
     return model
+
+
+def _join_siblings(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let folded 1x1 convolutions that read the same maps, as the first two of a C3 do, run as one.
+
+    Plain ones gain nothing from it: measured, the parts' copies cost what the single multiplication saves.
+    """
+    families: dict[tuple[Any, ...], list[fx.Node]] = {}
+    for node in graph.nodes:
+        layer = modules.get(str(node.target))
+        if isinstance(layer, FoldedConv) and layer.conv.kernel_size == (1, 1):
+            families.setdefault((node.args, layer.scales), []).append(node)
+    for nodes in families.values():
+        if len(nodes) > 1:
+            _join(graph, modules, nodes)
+
+
+def _join(graph: fx.Graph, modules: dict[str, nn.Module], nodes: list[fx.Node]) -> None:
+    """Replace the convolutions of `nodes`, and the SiLU behind each if all have one, by one and its parts."""
+    layers = [modules[str(node.target)] for node in nodes]
+    name = f"{nodes[0].target}.joint"
+    modules[name] = FoldedConv.joint([layer for layer in layers if isinstance(layer, FoldedConv)])
+    followers = [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+    activated = [node for node in followers if isinstance(modules.get(str(node.target)), nn.SiLU)]
+    ends = activated if len(activated) == len(nodes) else nodes
+    with graph.inserting_before(nodes[0]):
+        whole = graph.call_module(name, nodes[0].args)
+        if ends is activated:
+            whole = graph.call_module(str(ends[0].target), (whole,))
+        start = 0
+        for layer, end in zip(layers, ends, strict=True):
+            assert isinstance(layer, FoldedConv)
+            part = graph.call_function(torch.narrow, (whole, 1, start, layer.conv.out_channels))
+            end.replace_all_uses_with(part)
+            start += layer.conv.out_channels
+    for node in dict.fromkeys((*ends, *nodes)):
+        graph.erase_node(node)
 
 
 def depth_to_kernel(weight: Tensor, scale: int) -> Tensor:
@@ -76,6 +117,17 @@ class FoldedConv(nn.Module):
         self.scales = tuple(scales)
         self.frozen = frozen
         self.kernels: list[Tensor] = []  # kept once made, if frozen
+
+    @classmethod
+    def joint(cls, layers: Sequence["FoldedConv"]) -> "FoldedConv":
+        """One frozen layer that gives the channels of several, of one kernel size and on the same maps, in turn."""
+        convs = [layer.conv for layer in layers]
+        whole = copy.deepcopy(convs[0])
+        whole.out_channels = sum(conv.out_channels for conv in convs)
+        whole.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]), requires_grad=False)
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+        return cls(whole, layers[0].scales, frozen=True)
 
     def forward(self, *maps: Tensor) -> Tensor:
         """[(B, C_i, H * scale_i, W * scale_i)] to (B, C', H, W)."""

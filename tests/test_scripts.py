@@ -121,7 +121,7 @@ def test_a_run_resumes_where_it_stopped(short: dict[str, Any], tmp_path: Path) -
     [
         {"optimizer": "SGD", "cos_lr": True, "rect": True},
         {"optimizer": "Adam", "multi_scale": True, "image_weights": True, "cache": "ram"},
-        {"single_cls": True, "freeze": [3], "label_smoothing": 0.1, "cache": "disk", "noval": True},
+        {"single_cls": True, "freeze": [3], "fold": False, "label_smoothing": 0.1, "cache": "disk", "noval": True},
         {"sync_bn": True, "batch_size": -1, "hyp": "hyp.scratch-high.yaml", "amp": False, "nosave": True},
         {"cfg": "yolov5-spd-p2.yaml", "noautoanchor": True, "patience": 1, "save_period": 1},
     ],

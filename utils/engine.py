@@ -75,10 +75,18 @@ class Predictor:
     """A model made ready to detect: fused, in channels-last memory, on its device and in its precision."""
 
     def __init__(
-        self, model: Model, device: torch.device, *, settings: NmsSettings, half: bool = False, augment: bool = False
+        self,
+        model: Model,
+        device: torch.device,
+        *,
+        settings: NmsSettings,
+        half: bool = False,
+        augment: bool = False,
+        folded: bool = True,
     ) -> None:
         """Copy the model; `half` is float16 on CUDA, else bfloat16; `augment` adds scaled and mirrored views."""
-        self.model = fold(fuse(model).to(device).to(memory_format=torch.channels_last), frozen=True)
+        ready = fuse(model).to(device).to(memory_format=torch.channels_last)
+        self.model = fold(ready, frozen=True) if folded else ready
         self.device = device
         self.settings = settings
         self.augment = augment

@@ -301,7 +301,7 @@ def main(options: Options) -> LiftReport:
     model = load_model(options.cfg, names=weights.names)
     report = lift(weights, model)
     if report is None:
-        raise InputError(f"{options.cfg}: has no row in which a strided row of {options.weights} lives on")
+        raise InputError(f"{options.cfg}: no row of it is the SPD form of a strided row of {options.weights}")
     save_checkpoint(
         Path(options.output),
         {

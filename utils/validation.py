@@ -1,7 +1,6 @@
 """Validation of a split from end to end: the loop, COCO's metrics, and every file that a validation leaves behind."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,14 +18,9 @@ from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_c
 from utils.drawing import as_batch_boxes, plot_batch
 from utils.engine import Evaluation, Prediction, Predictor, evaluate
 from utils.loss import DetectionLoss
-from utils.plots import (
-    plot_confusion_matrix,
-    plot_curves,
-    plot_precision_recall,
-)
+from utils.plots import plot_confusion_matrix, plot_curves, plot_precision_recall
 from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
 
-LOGGER = logging.getLogger(__name__)
 PICTURED_BATCHES = 3
 FITNESS = {"AP50": 0.1, "AP": 0.9}  # YOLOv5's weighing for the best epoch
 
@@ -47,11 +41,7 @@ class Report:
     def table(self, *, per_class: bool = False) -> str:
         """The console's table, and the speeds."""
         plain = ~self.annotations.crowd
-        total = {
-            **self.metrics.figures,
-            "images": len(self.annotations),
-            "labels": int(plain.sum()),
-        }
+        total = {**self.metrics.figures, "images": len(self.annotations), "labels": int(plain.sum())}
         rows = [{"class": row["name"], **row} for row in map(asdict, self.metrics.per_class)]
         speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in self.evaluation.milliseconds.items())
         figures = self.metrics.figures.items()
