@@ -24,7 +24,7 @@ from data.sources import Frame, Source, VideoWriter, open_source
 from utils.boxes import resize
 from utils.drawing import draw_detections
 from utils.engine import NmsSettings, Predictor
-from utils.options import InputError, check_ranges, option, run_script
+from utils.options import InputError, Ranged, option, run_script
 from utils.report import unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
 from utils.upstream import Progress, progress, save_one_box, select_device
@@ -35,7 +35,7 @@ CSV_COLUMNS = ("image", "frame", "class", "name", "confidence", "x1", "y1", "x2"
 
 
 @dataclass
-class Options:
+class Options(Ranged):
     """Command line of detect.py; a field is a flag."""
 
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
@@ -64,9 +64,6 @@ class Options:
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
     vid_stride: int = option(1, "take every so many frames of a video", least=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(**options: object) -> Path:

@@ -30,7 +30,7 @@ from utils.engine import NmsSettings, Predictor, Trainer, find_amp, image_weight
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.loss import DetectionLoss
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
-from utils.options import InputError, check_ranges, from_mapping, option, run_script
+from utils.options import InputError, Ranged, from_mapping, option, run_script
 from utils.run_log import RunLog
 from utils.runs import (
     CACHE,
@@ -49,7 +49,7 @@ VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
 
 @dataclass
-class Options:
+class Options(Ranged):
     """Command line of train.py; a field is a flag."""
 
     weights: str = option("", "checkpoint to start from; empty trains from scratch")
@@ -86,9 +86,6 @@ class Options:
     seed: int = option(0, "seed of everything random", least=0)
     amp: bool = option(True, "reduced precision where the hardware has it")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(**options: object) -> Report:

@@ -17,7 +17,7 @@ from data.dataset import DetectionDataset
 from data.loader import make_loader
 from models.yolo import Model
 from utils.engine import NmsSettings, Predictor
-from utils.options import InputError, check_ranges, option, run_script
+from utils.options import InputError, Ranged, option, run_script
 from utils.plots import plot_study
 from utils.report import write_text_atomically
 from utils.runs import CACHE, check_image_size, make_run_folder, open_model, scan_progress, start_logging
@@ -28,7 +28,7 @@ STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
 @dataclass
-class Options:
+class Options(Ranged):
     """Command line of val.py; a field is a flag."""
 
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
@@ -53,9 +53,6 @@ class Options:
     exist_ok: bool = option(False, "write into an existing run's folder")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(**options: object) -> Report:

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.fold import fold, fuse
 from models.yolo import Model, load_model
 from utils.loss import DetectionLoss
-from utils.options import check_ranges, option, run_script
+from utils.options import Ranged, option, run_script
 from utils.report import write_text_atomically
 from utils.upstream import select_device
 
@@ -30,7 +30,7 @@ Timed = Callable[[], object]
 
 
 @dataclass
-class Options:
+class Options(Ranged):
     """Command line of the benchmark."""
 
     spd: str = option("yolov5-spd-n.yaml", "SPD model")
@@ -38,9 +38,6 @@ class Options:
     rounds: int = option(7, "timed turns of each variant, after one that is not counted", least=1)
     device: str = option("", "cpu, or a GPU's number; empty chooses")
     output: str | None = option(None, "markdown file for the result; printed in any case")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def take_turns(variants: dict[str, Timed], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -70,11 +67,11 @@ def training_step(model: Model, images: Tensor, boxes: Tensor) -> Timed:
 
 
 def inference(model: Model, images: Tensor) -> Timed:
-    """Forward pass and decoding of a batch."""
+    """Forward pass and decoding of a batch, of all that has an objectness of 0.001 or more."""
 
     @torch.inference_mode()
     def run() -> None:
-        model.decode(model(images))
+        model.decode_above(model(images), 0.001)
 
     return run
 
@@ -124,9 +121,17 @@ def measure(options: Options, device: torch.device, batch: int, size: int, *, tr
     return [*lines, ""]
 
 
+def processor() -> str:
+    """The CPU's name, which Python knows on some systems only."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def describe(options: Options, device: torch.device) -> list[str]:
     """Heading: date, machine, versions, command."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return [
         f"# {options.spd} and {options.strided}, float32",
         "",

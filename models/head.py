@@ -63,17 +63,24 @@ class Detect(nn.Module):
 
     def decode(self, raw: list[Tensor]) -> Tensor:
         """Raw maps to (B, N, 5 + classes): x, y, w, h in pixels, objectness, class scores in 0..1."""
-        levels = zip(raw, self.anchors_in_pixels(), self.strides, strict=True)
-        return torch.cat([_decode_level(level.float(), anchors, stride) for level, anchors, stride in levels], 1)
+        return torch.stack(self.decode_above(raw, 0.0))
 
+    def decode_above(self, raw: list[Tensor], conf: float) -> list[Tensor]:
+        """Decode only what has an objectness of `conf` or more, (n, 5 + classes) of each image.
 
-def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
-    batch, _, ny, nx, outputs = raw.shape
-    scores = raw.sigmoid()
-    rows, columns = torch.meshgrid(
-        torch.arange(ny, device=raw.device), torch.arange(nx, device=raw.device), indexing="ij"
-    )
-    cells = torch.stack((columns, rows), -1)  # (ny, nx, 2) as x, y
-    centre = (scores[..., :2] * 2 - 0.5 + cells) * stride  # reaches half a cell beyond its own
-    size = (scores[..., 2:4] * 2).square() * anchors.view(1, -1, 1, 1, 2)  # up to 4 times the anchor
-    return torch.cat((centre, size, scores[..., 4:]), -1).reshape(batch, -1, outputs)
+        Nearly all of a map's values are background, so this is many times cheaper than decoding them all.
+        """
+        # a little below, since rounding may differ; whoever takes the boxes compares again
+        least = math.log(conf / (1 - conf)) - 1e-3 if 0 < conf < 1 else -math.inf if conf <= 0 else math.inf
+        found, owners = [], []
+        for level, anchors, stride in zip(raw, self.anchors_in_pixels(), self.strides, strict=True):
+            kept = level[..., 4] >= least
+            image, anchor, row, column = kept.nonzero(as_tuple=True)
+            scores = level[kept].float().sigmoid()  # (n, 5 + classes)
+            centre = (scores[:, :2] * 2 - 0.5 + torch.stack((column, row), 1)) * stride  # half a cell beyond its own
+            size = (scores[:, 2:4] * 2).square() * anchors[anchor]  # up to 4 times the anchor
+            found.append(torch.cat((centre, size, scores[:, 4:]), 1))
+            owners.append(image)
+        order = torch.cat(owners).sort(stable=True)
+        counts = torch.bincount(order.values, minlength=len(raw[0])).tolist()
+        return list(torch.split(torch.cat(found)[order.indices], counts))

@@ -210,6 +210,10 @@ class Model(nn.Module):
         """Raw maps to (B, N, 5 + nc): x, y, w, h in pixels, objectness, class scores in 0..1."""
         return self.head.decode(raw)
 
+    def decode_above(self, raw: list[Tensor], conf: float) -> list[Tensor]:
+        """What `decode` gives of each image with an objectness of `conf` or more: (n, 5 + nc)."""
+        return self.head.decode_above(raw, conf)
+
     def shapes_only(self, size: int, observe: Callable[[int, nn.Module, Any], None] | None = None) -> list[Tensor]:
         """Run on an image of `size` px without arithmetic (meta tensors): raw maps that have shapes and no values."""
         weights = {key: value.to("meta") for key, value in self.state_dict().items()}

@@ -5,6 +5,7 @@ divided by the image's size. `_wh` is (width, height).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -52,7 +53,7 @@ def complete_iou(a_xywh: Tensor, b_xywh: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def nms(
-    decoded: Tensor,
+    decoded: Tensor | Sequence[Tensor],
     *,
     conf: float = 0.25,
     iou: float = 0.45,
@@ -64,7 +65,7 @@ def nms(
     """Pick each image's detections from all decoded boxes.
 
     Args:
-        decoded: (B, N, 5 + nc) x, y, w, h in pixels, objectness, class scores.
+        decoded: (B, N, 5 + nc), or (n, 5 + nc) for each image: x, y, w, h in pixels, objectness, class scores.
         conf: least confidence (objectness times class score) kept.
         iou: overlap above which the less confident of two boxes goes.
         classes: the classes kept, all when None.
@@ -75,14 +76,12 @@ def nms(
     Returns:
         For each image (n, 6): x1, y1, x2, y2, confidence, class; the most confident first.
     """
-    return [
-        _suppress(_candidates(image, conf, classes, multi_label), iou, agnostic, max_det) for image in decoded.float()
-    ]
+    return [_suppress(_candidates(image, conf, classes, multi_label), iou, agnostic, max_det) for image in decoded]
 
 
 def _candidates(predictions: Tensor, conf: float, classes: list[int] | None, multi_label: bool) -> Tensor:
     """The (n, 6) detections of one image over the threshold, not yet suppressed, most confident first."""
-    predictions = predictions[predictions[:, 4] > conf]
+    predictions = predictions[predictions[:, 4] > conf].float()
     scores = predictions[:, 5:] * predictions[:, 4:5]
     if multi_label and scores.shape[1] > 1:
         rows, labels = (scores > conf).nonzero(as_tuple=True)

@@ -101,7 +101,7 @@ class Predictor:
         with self.watch.measure("inference"), self._precision():
             raw, decoded = self._decode(images)
             if self.settings.single_class:
-                decoded = torch.cat((decoded[..., :5], decoded[..., 5:].amax(-1, keepdim=True)), -1)
+                decoded = [torch.cat((rows[:, :5], rows[:, 5:].amax(1, keepdim=True)), 1) for rows in decoded]
         with self.watch.measure("nms"):
             settings = self.settings
             padded = nms(
@@ -126,23 +126,26 @@ class Predictor:
             return nullcontext()
         return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
-    def _decode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _decode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Raw maps, and the boxes (n, 5 + nc) of each image that NMS has to choose from."""
         if not self.augment:
             raw = self.model(images)
-            return raw, self.model.decode(raw)
-        return [], torch.cat([self._view(images, scale, mirrored) for scale, mirrored in TEST_TIME_VIEWS], 1)
+            return raw, self.model.decode_above(raw, self.settings.conf)
+        views = [self._view(images, scale, mirrored) for scale, mirrored in TEST_TIME_VIEWS]
+        return [], [torch.cat(parts) for parts in zip(*views, strict=True)]
 
-    def _view(self, images: Tensor, scale: float, mirrored: bool) -> Tensor:
+    def _view(self, images: Tensor, scale: float, mirrored: bool) -> list[Tensor]:
         """Decode a scaled and perhaps mirrored view, its boxes carried back to `images`."""
         view = images.flip(3) if mirrored else images
         height, width = (round(side * scale) for side in images.shape[2:])
         view = F.interpolate(view, (height, width), mode="bilinear", align_corners=False)
         stride = self.model.max_stride
         view = F.pad(view, (0, -width % stride, 0, -height % stride), value=114 / 255)
-        decoded = self.model.decode(self.model(view))
-        decoded[..., :4] /= decoded.new_tensor((width / images.shape[3], height / images.shape[2]) * 2)
-        if mirrored:
-            decoded[..., 0] = images.shape[3] - decoded[..., 0]
+        decoded = self.model.decode_above(self.model(view), self.settings.conf)
+        for rows in decoded:  # one for each image
+            rows[:, :4] /= rows.new_tensor((width / images.shape[3], height / images.shape[2]) * 2)
+            if mirrored:
+                rows[:, 0] = images.shape[3] - rows[:, 0]
         return decoded
 
 

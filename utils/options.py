@@ -66,6 +66,13 @@ def check_ranges(options: Any) -> None:
                 raise InputError(f"--{field.name.replace('_', '-')} {value}: expected {limits}")
 
 
+class Ranged:
+    """Base of a script's options: refuses numbers out of their range, from the command line and from Python alike."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
 def parse(cls: type[T], arguments: Sequence[str] | None = None, description: str | None = None) -> T:
     """Read a command line into the options dataclass `cls`; argparse prints usage and exits with 2 on a mistake."""
     parser = argparse.ArgumentParser(

@@ -56,3 +56,16 @@ def test_forward(reference: str, family: str, variant: str, request: pytest.Fixt
         assert decoded.double().abs().sum().item() == pytest.approx(case["decoded_abs_sum"], rel=1e-4)
         picked = decoded.flatten()[case["decoded_flat_index"]].numpy()
         np.testing.assert_allclose(picked, case["decoded_values"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("conf", [0.0, 0.001, 0.4, 0.5, 1.0])
+def test_decoding_a_part_gives_the_same_boxes(conf: float) -> None:
+    model = fill_by_formula(load_model("yolov5-spd-n.yaml")).eval()
+    with torch.inference_mode():
+        raw = model(formula_images(2, 3, 64, 96))
+        whole, parts = model.decode(raw), model.decode_above(raw, conf)
+    assert len(parts) == 2
+    for image, part in zip(whole, parts, strict=True):
+        torch.testing.assert_close(part[part[:, 4] >= conf], image[image[:, 4] >= conf], rtol=1e-6, atol=1e-6)
+        assert len(part) <= len(image)
+    assert sum(map(len, parts)) < whole.shape[0] * whole.shape[1] or conf <= 0.001

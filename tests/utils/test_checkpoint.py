@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.utils.damage import flipped_files
 from utils.checkpoint import (
     FORMAT,
     TransferReport,
@@ -266,14 +267,8 @@ def test_a_foreign_rng_state_is_one_line(change):
 
 def test_flipped_bytes_give_the_checkpoint_or_one_line(saved, tmp_path):
     path, made = saved
-    whole = path.read_bytes()
-    flipped = tmp_path / "flipped.pt"
-    rng = random.Random(0)
     refusals = []
-    for _ in range(500):
-        data = bytearray(whole)
-        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
-        flipped.write_bytes(data)
+    for flipped in flipped_files(path, tmp_path / "flipped.pt", 500):
         try:
             same(load_checkpoint(flipped)["model"], made["model"])
         except InputError as error:

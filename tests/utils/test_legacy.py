@@ -3,7 +3,6 @@
 import datetime
 import pathlib
 import pickle
-import random
 import types
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.utils.damage import flipped_files
 from utils.checkpoint import read_weights
 from utils.legacy import read_legacy
 from utils.options import InputError
@@ -164,14 +164,9 @@ def test_views_of_one_storage_do_not_multiply(tmp_path):
 
 def test_flipped_bytes_give_the_weights_or_one_line(valid, tmp_path):
     net, path = valid
-    whole, weight = path.read_bytes(), net.model[0].conv.weight.float()
-    flipped = tmp_path / "flipped.pt"
-    rng = random.Random(0)
+    weight = net.model[0].conv.weight.float()
     refusals = []
-    for _ in range(500):
-        data = bytearray(whole)
-        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
-        flipped.write_bytes(data)
+    for flipped in flipped_files(path, tmp_path / "flipped.pt", 500):
         try:
             assert torch.equal(read_legacy(flipped).state_dict["model.0.conv.weight"], weight)
         except InputError as error:
