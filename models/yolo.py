@@ -226,7 +226,7 @@ class Model(nn.Module):
 
     def _measure_strides(self, source: str) -> list[int]:
         odd_scales = {m.scale for m in self.modules() if isinstance(m, blocks.SPD)} - {2}
-        size = 256 * math.prod(odd_scales)
+        size = 768 * math.prod(odd_scales)  # halves eight times, and divides by 3 once
         reached = 0
 
         def note(i: int, *_: Any) -> None:

@@ -184,9 +184,15 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
 
 
 def run_script(main: Callable[[Any], object], options: type[Any], description: str) -> None:
-    """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit status 2."""
+    """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit status 2.
+
+    Ctrl-C ends with status 130, as the shell expects.
+    """
     try:
         main(parse(options, description=description))
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

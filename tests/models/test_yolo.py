@@ -128,3 +128,9 @@ def test_values_out_of_their_kind_or_range(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"^my\.yaml: ") as caught:
         Model(small(**changes), source="my.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_strides_of_three_are_measured() -> None:
+    model = Model(small(backbone=[[-1, 1, "Conv", [8, 3, 3]], [-1, 1, "SPD", [2]]]))
+    assert model.head.strides == [6]
+    assert model.max_stride == 96
