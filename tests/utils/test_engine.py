@@ -36,7 +36,8 @@ def test_folded_and_plain_predict_the_same() -> None:
     folded, plain = (predictor(folded=choice)(batch()) for choice in (True, False))
     for a, b in zip(folded.raw, plain.raw, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-    torch.testing.assert_close(folded.original[0][:10], plain.original[0][:10], rtol=1e-4, atol=1e-3)
+    confidences = (prediction.original[0][:10, 4] for prediction in (folded, plain))  # of equals, either may be first
+    torch.testing.assert_close(*confidences, rtol=1e-4, atol=1e-4)
 
 
 def test_boxes_stay_in_the_original_image() -> None:
