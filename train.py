@@ -202,10 +202,9 @@ class Training:
         scales = self.size / table.sizes_wh.max(1)
         boxes = (table.boxes[:, 2:] * np.repeat(scales, table.counts)[:, None])[~table.crowd]
         given = head.anchors_in_pixels().cpu().double().numpy()
-        always = self.model.config["anchors"] if isinstance(self.model.config["anchors"], int) else 0
-        fitted, before, after = fit_anchors(
-            boxes[(boxes > 0).all(1)], given, self.hyp.anchor_t, always=bool(always) and not self.options.weights
-        )
+        placeholders = isinstance(self.model.config["anchors"], int) and not self.options.weights
+        usable = boxes[(boxes > 0).all(1)]
+        fitted, before, after = fit_anchors(usable, given, self.hyp.anchor_t, always=placeholders)
         if fitted is given:
             self.logger.info(f"anchors: {before}; kept")
             return

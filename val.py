@@ -126,7 +126,9 @@ class _Measurement:
             predictor.warm_up(next(iter(loader)))
         files = None
         if options.save_txt or options.save_hybrid:
-            files = LabelFiles(self.folder / "labels", self.annotations, options.save_conf, options.save_hybrid)
+            files = LabelFiles(
+                self.folder / "labels", self.annotations, options.save_conf, options.save_hybrid, options.iou_thres
+            )
         pictures = self.folder if options.task in ("train", "val", "test") else None
         return validate(predictor, loader, self.annotations, pictures=pictures, label_files=files)
 

@@ -43,7 +43,7 @@ class Conv(nn.Module):
         self,
         channels_in: int,
         channels_out: int,
-        kernel: int = 1,
+        kernel: int | tuple[int, int] = 1,
         stride: int = 1,
         padding: int | None = None,
         groups: int = 1,
@@ -51,10 +51,17 @@ class Conv(nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        if padding is None:
-            padding = dilation * (kernel - 1) // 2
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        same = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
         self.conv = nn.Conv2d(
-            channels_in, channels_out, kernel, stride, padding, groups=groups, dilation=dilation, bias=False
+            channels_in,
+            channels_out,
+            (height, width),
+            stride,
+            same if padding is None else padding,
+            groups=groups,
+            dilation=dilation,
+            bias=False,
         )
         self.bn = nn.BatchNorm2d(channels_out, eps=1e-3, momentum=0.03)
         self.act = nn.SiLU(inplace=True) if act else nn.Identity()
@@ -125,10 +132,8 @@ class CrossConv(nn.Module):
     ) -> None:
         super().__init__()
         hidden = int(channels_out * expansion)
-        self.cv1 = Conv(channels_in, hidden)
-        self.cv1.conv = nn.Conv2d(channels_in, hidden, (1, kernel), padding=(0, kernel // 2), bias=False)
-        self.cv2 = Conv(hidden, channels_out)
-        self.cv2.conv = nn.Conv2d(hidden, channels_out, (kernel, 1), padding=(kernel // 2, 0), bias=False)
+        self.cv1 = Conv(channels_in, hidden, (1, kernel))
+        self.cv2 = Conv(hidden, channels_out, (kernel, 1))
         self.add = shortcut and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:

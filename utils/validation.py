@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from data.annotations import Annotations
 from data.loader import Batch, Loader
-from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
+from utils.boxes import xyxy_to_xywh
 from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_coco, official
 from utils.drawing import as_batch_boxes, plot_batch
 from utils.engine import Evaluation, Prediction, Predictor, evaluate
@@ -58,7 +59,7 @@ class LabelFiles:
     annotations: Annotations
     confidences: bool = False
     hybrid: bool = False  # the labels themselves too, in place of detections that agree with them
-    iou: float = 0.6
+    iou: float = 0.6  # overlap from which a detection agrees with a label
 
     @cached_property
     def stems(self) -> list[str]:
@@ -68,25 +69,24 @@ class LabelFiles:
     def write(self, batch: Batch, prediction: Prediction) -> None:
         """Write a batch's files."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number, (index, rows) in enumerate(zip(batch.indices, prediction.original, strict=True)):
+        for index, rows in zip(batch.indices, prediction.original, strict=True):
             found = rows.cpu()
             if self.hybrid:
-                found = self._with_labels(found, batch, number)
+                found = self._with_labels(found, index)
             if not len(found):
                 continue
             size = torch.tensor(self.annotations.sizes_wh[index].tolist() * 2)
             path = self.folder / f"{self.stems[index]}.txt"
             write_text_atomically(path, yolo_lines(found, size, self.confidences))
 
-    def _with_labels(self, found: Tensor, batch: Batch, number: int) -> Tensor:
+    def _with_labels(self, found: Tensor, index: int) -> Tensor:
         """Put the image's labels, with confidence 1, before the detections that do not repeat them."""
-        geometry = batch.geometries[number]
-        assert geometry is not None
-        own = batch.boxes[batch.boxes[:, 0] == number]
-        corners = xywh_to_xyxy(own[:, 2:] * torch.tensor(geometry.padded_wh * 2))
-        pad, scale = torch.tensor(geometry.pad_wh * 2), torch.tensor(geometry.scale_wh * 2)
-        labels = torch.cat(((corners - pad) / scale, torch.ones(len(own), 1), own[:, 1:2]), 1)
-        repeats = (box_iou(found[:, :4], labels[:, :4]) > self.iou) & (found[:, 5:6] == labels[:, 5])
+        table = self.annotations
+        span = table.rows(index)
+        own = torch.from_numpy(np.column_stack((table.boxes[span], table.classes[span]))[~table.crowd[span]]).float()
+        corners = torch.cat((own[:, :2], own[:, :2] + own[:, 2:4]), 1)
+        labels = torch.cat((corners, torch.ones(len(own), 1), own[:, 4:]), 1)
+        repeats = (box_iou(found[:, :4], corners) > self.iou) & (found[:, 5:6] == own[:, 4])
         return torch.cat((labels, found[~repeats.any(1)]))
 
 
