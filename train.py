@@ -28,6 +28,7 @@ from utils.autobatch import largest_batch
 from utils.checkpoint import load_checkpoint, read_weights, restore_rng, rng_state, save_checkpoint, strip
 from utils.engine import NmsSettings, Predictor, Trainer, find_amp, image_weights
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
+from utils.lift import start_strided
 from utils.loss import DetectionLoss
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
 from utils.options import InputError, Ranged, from_mapping, option, run_script
@@ -193,6 +194,8 @@ class Training:
             model, report = start_model(self.options.weights, self.options.cfg, names, anchors)
             if report is not None:
                 self.logger.info(f"{self.options.weights}: {report}")
+            elif self.hyp.spd_init == "lifted":
+                self.logger.info(f"spd_init lifted: rows {', '.join(map(str, start_strided(model)))} start strided")
         self.logger.info(f"{self.options.cfg or self.options.weights}: {parameters(model):,} parameters")
         return model
 

@@ -143,7 +143,7 @@ def _carry(new: nn.Module, old: nn.Module, columns: Columns) -> dict[str, Tensor
     """The old layer's tensors, for an input with these columns; None if anything but a convolution reads these."""
     theirs = old.state_dict()
     if columns != tuple(range(len(columns))):
-        readers = _input_kernels(new)
+        readers = input_kernels(new)
         if readers is None:
             return None
         theirs |= {name: spread(theirs[name], columns) for name in readers if name in theirs}
@@ -151,7 +151,7 @@ def _carry(new: nn.Module, old: nn.Module, columns: Columns) -> dict[str, Tensor
     return {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
 
 
-def _input_kernels(layer: nn.Module) -> set[str] | None:
+def input_kernels(layer: nn.Module) -> set[str] | None:
     """Names of the kernels that read a layer's input; None if anything else reads it, or the layer cannot be traced."""
     try:
         graph = fx.Tracer().trace(layer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
+SPD_STARTS = ("full", "lifted")
 SHARES = ("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "label_smoothing", "hsv_h", "hsv_s", "hsv_v", "scale")
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
@@ -23,6 +24,7 @@ class Hyp:
     """Hyperparameters; gains are for 80 classes, 3 scales and 640 px, as `scaled_gains` says."""
 
     optimizer: str | None = None  # the recipe's own choice; --optimizer has the last word
+    spd_init: str = "full"  # how space-to-depth's readers start from scratch; "lifted": as in a strided model
     lr0: float = 0.01  # learning rate after the warm-up
     lrf: float = 0.01  # its share left at the end
     momentum: float = 0.937  # SGD's momentum, Adam's beta1
@@ -77,6 +79,8 @@ def load_hyp(name: str | Path) -> Hyp:
     hyp = from_mapping(Hyp, content, str(name))
     if hyp.optimizer not in (None, *OPTIMIZERS):
         raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
+    if hyp.spd_init not in SPD_STARTS:
+        raise InputError(f"{name}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {hyp.spd_init!r}")
     for field in fields(Hyp):
         value = getattr(hyp, field.name)
         least, most = RANGES.get(field.name, (0, math.inf))

@@ -15,8 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.blocks import SPD, Concat
-from models.inherit import AT_STRIDE_ONE, IN_LARGER_KERNEL, RULES, Columns, Match, View, spread
+from models.blocks import SPD, Concat, Conv
+from models.inherit import (
+    AT_STRIDE_ONE,
+    CHANNELWISE,
+    IN_LARGER_KERNEL,
+    RULES,
+    Columns,
+    Match,
+    View,
+    input_kernels,
+    spread,
+)
 from models.yolo import Model, load_model
 from utils.checkpoint import Weights, read_weights, save_checkpoint, transfer
 from utils.options import InputError, option, run_script
@@ -93,6 +103,35 @@ def lift(weights: Weights, model: Model, *, anchors: bool = True) -> LiftReport 
     return LiftReport(rows, lifter.difference())
 
 
+@torch.no_grad()
+def start_strided(model: Model) -> list[int]:
+    """Turn a fresh model's initialisation into the lift of a freshly initialised strided model's.
+
+    Columns that read a sub-map other than (0, 0) of a convolution at stride 1 become zero, and the rest of such a
+    kernel has the spread that the strided layer's smaller fan-in would have given it. Nothing random is drawn.
+
+    Returns:
+        The rows that were changed.
+    """
+    graph = _Graph(model, 4 * model.max_stride)
+    read: dict[int, Tensor] = {-1: torch.ones(graph.shapes[-1][0], dtype=torch.bool)}  # channels of a strided model
+    changed = []
+    for j, (layer, inputs) in enumerate(zip(graph.layers[:-1], graph.inputs, strict=False)):
+        given = torch.cat([read[i] for i in inputs])
+        if isinstance(layer, SPD) and graph.only_feeds_space_to_depth(inputs[0]):
+            read[j] = torch.cat((given, given.new_zeros(len(given) * (layer.scale**2 - 1))))
+        elif isinstance(layer, (Concat, *CHANNELWISE)):
+            read[j] = given
+        else:
+            read[j] = torch.ones(graph.shapes[j][0], dtype=torch.bool)
+            kernels = None if given.all() else input_kernels(layer)
+            for name in kernels or ():
+                kernel = layer.get_parameter(name)
+                kernel *= given[None, :, None, None] * (len(given) / int(given.sum())) ** 0.5
+            changed += [j] if kernels else []
+    return changed
+
+
 def _rebuild(weights: Weights) -> Model | None:
     """The model that the weights came from; None if this project has no such layers."""
     with torch.random.fork_rng(devices=[]):  # a run draws the same random numbers whether it lifts or not
@@ -117,6 +156,12 @@ class _Graph:
             self.shapes.update((j, tuple(x.shape[1:])) for j, x in zip(self.inputs[i], maps, strict=True))
 
         model.shapes_only(size, note)
+
+    def only_feeds_space_to_depth(self, row: int) -> bool:
+        """Whether a row is a strided convolution made dense: at stride 1, and read by nothing but space-to-depth."""
+        layer = self.layers[row] if row >= 0 else None
+        readers = [reader for reader, inputs in zip(self.layers, self.inputs, strict=True) if row in inputs]
+        return isinstance(layer, Conv) and layer.conv.stride == (1, 1) and all(isinstance(r, SPD) for r in readers)
 
     def columns(self, row: int) -> Columns:
         """A row's channels, each standing for itself."""
