@@ -7,6 +7,7 @@ function writes into the arrays it is given.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -70,40 +71,45 @@ class Sample:
         return replace(self, boxes=self.boxes[rows], classes=self.classes[rows], polygons=polygons)
 
 
-def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
-    """Lay four images around a random point of a grey canvas of twice `size`, cut at its borders.
+class Tile(NamedTuple):
+    """A sample laid on a canvas with its upper left corner at (x, y)."""
+
+    sample: Sample
+    corner: tuple[int, int] = (0, 0)
+
+
+def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> list[Tile]:
+    """Lay four images around a random point of a canvas of twice `size`, cut at its borders; nothing is drawn yet.
 
     Their sides must not exceed `size`. Boxes of which hardly anything is left on the canvas are dropped.
     """
     assert len(samples) == 4
-    canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
-    centre_x, centre_y = rng.integers(size // 2, size + size // 2, 2, endpoint=True)
-    boxes = []
-    outlines = []
-    for tile, sample in enumerate(samples):  # upper left, upper right, lower left, lower right
+    centre_x, centre_y = rng.integers(size // 2, size + size // 2, 2, endpoint=True).tolist()
+    tiles = []
+    for place, sample in enumerate(samples):  # upper left, upper right, lower left, lower right
         width, height = sample.size_wh
-        x = int(centre_x) - (width if tile % 2 == 0 else 0)
-        y = int(centre_y) - (height if tile < 2 else 0)
+        x, y = centre_x - (width if place % 2 == 0 else 0), centre_y - (height if place < 2 else 0)
         left, top = max(x, 0), max(y, 0)
-        right, bottom = min(x + width, 2 * size), min(y + height, 2 * size)
-        canvas[top:bottom, left:right] = sample.image[top - y : bottom - y, left - x : right - x]
-        shift = np.array((x, y), np.float32)
-        boxes.append(sample.boxes + np.tile(shift, 2))
-        if sample.polygons is not None:
-            outlines.append(replace(sample.polygons, points=sample.polygons.points + shift))
-    assert len(outlines) in (0, 4)
-    joined = Sample(
-        canvas,
-        np.concatenate(boxes),
-        np.concatenate([sample.classes for sample in samples]),
-        Polygons.concatenate(outlines) if outlines else None,
-    )
-    return _clip(joined, min_side=0)  # the warp that follows may enlarge what is tiny here
+        cut = crop(sample, (left - x, top - y), (min(width, 2 * size - x), min(height, 2 * size - y)))
+        tiles.append(Tile(cut, (left, top)))
+    return tiles
 
 
-def random_perspective(sample: Sample, rng: np.random.Generator, size: int, strength: Augmentation) -> Sample:
-    """Rotate, scale, shear, tilt and shift about the centre, and cut the middle (size, size) out, grey outside."""
-    return warp(sample, random_matrix(sample.size_wh, rng, size, strength), size)
+def crop(sample: Sample, low: tuple[int, int], high: tuple[int, int], *, min_side: float = 0) -> Sample:
+    """Cut the pixels from `low` (x, y) up to `high` out; what hardly shows any more is dropped, as in `warp`."""
+    shift = np.array(low, np.float32)
+    polygons = sample.polygons
+    if polygons is not None:
+        polygons = replace(polygons, points=polygons.points - shift)
+    image = sample.image[low[1] : high[1], low[0] : high[0]]
+    return _clip(Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons), min_side=min_side)
+
+
+def random_perspective(
+    tiles: Sequence[Tile], canvas_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation
+) -> Sample:
+    """Rotate, scale, shear, tilt and shift a canvas about its centre, and cut the middle (size, size) out."""
+    return warp(tiles, random_matrix(canvas_wh, rng, size, strength), size)
 
 
 def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation) -> Matrix:
@@ -127,23 +133,74 @@ def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: in
     return place @ shear @ turn @ tilt @ centre
 
 
-def warp(sample: Sample, matrix: Matrix, size: int) -> Sample:
-    """Carry an image and its instances through `matrix` (3, 3) into (size, size).
+def warp(tiles: Sequence[Tile], matrix: Matrix, size: int) -> Sample:
+    """Carry tiles with their instances through `matrix` (3, 3) into one image (size, size), grey between them.
 
     A box is the bounds of its four carried corners, or of its outline where it has one. Dropped are boxes that become
     too small, too thin, or leave the image but for a corner (MIN_SIDE, MAX_ASPECT, MIN_VISIBLE).
     """
-    half = np.eye(3)
-    half[:2, 2] = 0.5  # cv2 counts from pixel centres, boxes from pixel edges
-    image = cv2.warpPerspective(
-        sample.image, np.linalg.inv(half) @ matrix @ half, (size, size), borderValue=(GREY, GREY, GREY)
-    )
-    corners = carry(sample.boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2), matrix).reshape(-1, 4, 2)
-    boxes = np.concatenate((corners.min(1), corners.max(1)), 1)
-    polygons = sample.polygons
-    if polygons is not None:
-        polygons = replace(polygons, points=carry(polygons.points, matrix))
-    return _clip(Sample(image, boxes, sample.classes, polygons), min_side=MIN_SIDE)  # type: ignore[arg-type]
+    image = np.full((size, size, 3), GREY, np.uint8)
+    boxes, outlines = [], []
+    for sample, corner in tiles:
+        carrier = matrix @ _translation(corner)
+        if carrier[0, 1] == carrier[1, 0] == 0 and not carrier[2, :2].any():
+            carrier = _stretch(image, sample.image, carrier)
+        else:
+            _paint(image, sample.image, carrier)
+        corners = carry(sample.boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2), carrier).reshape(-1, 4, 2)
+        boxes.append(np.concatenate((corners.min(1), corners.max(1)), 1))
+        if sample.polygons is not None:
+            outlines.append(replace(sample.polygons, points=carry(sample.polygons.points, carrier)))
+    assert len(outlines) in (0, len(tiles))
+    classes = np.concatenate([tile.sample.classes for tile in tiles])
+    polygons = Polygons.concatenate(outlines) if outlines else None
+    return _clip(Sample(image, np.concatenate(boxes), classes, polygons), min_side=MIN_SIDE)
+
+
+def _translation(shift: Sequence[float] | Ints) -> Matrix:
+    matrix = np.eye(3)
+    matrix[:2, 2] = shift
+    return matrix
+
+
+def _stretch(target: Image, image: Image, matrix: Matrix) -> Matrix:
+    """Draw an image onto `target` through a matrix that only scales and shifts; many times cheaper than `_paint`.
+
+    Returns:
+        The matrix that was used: the edges of what shows are moved to whole pixels.
+    """
+    scale, shift = matrix.diagonal()[:2], matrix[:2, 2]
+    wh, limit = np.array(image.shape[1::-1]), np.array(target.shape[1::-1])
+    low = np.clip(np.floor(-shift / scale), 0, wh - 1).astype(int)
+    high = np.clip(np.ceil((limit - shift) / scale), low + 1, wh).astype(int)
+    start = np.rint(low * scale + shift).astype(int)
+    end = np.maximum(np.rint(high * scale + shift).astype(int), start + 1)
+    first, last = np.maximum(start, 0), np.minimum(end, limit)
+    if (first < last).all():
+        drawn = cv2.resize(image[low[1] : high[1], low[0] : high[0]], (end - start).tolist())
+        (left, top), (right, bottom) = first - start, last - start
+        target[first[1] : last[1], first[0] : last[0]] = drawn[top:bottom, left:right]
+    used = np.diag((*((end - start) / (high - low)), 1.0))
+    used[:2, 2] = start - low * used.diagonal()[:2]
+    return used
+
+
+def _paint(target: Image, image: Image, matrix: Matrix) -> None:
+    """Draw an image through `matrix` onto `target`, where its pixels come to lie and nowhere else."""
+    height, width = image.shape[:2]
+    corners = carry(np.array(((0, 0), (width, 0), (width, height), (0, height)), np.float32), matrix)
+    limit = target.shape[1], target.shape[0]
+    low = np.clip(np.floor(corners.min(0)), 0, limit).astype(int)
+    high = np.clip(np.ceil(corners.max(0)), 0, limit).astype(int)
+    if (low >= high).any():
+        return
+    half = _translation((0.5, 0.5))  # cv2 counts from pixel centres, boxes from pixel edges
+    carrier = np.linalg.inv(half) @ _translation(-low) @ matrix @ half
+    area, area_wh = target[low[1] : high[1], low[0] : high[0]], (high - low).tolist()
+    drawn = cv2.warpPerspective(image, carrier, area_wh, borderMode=cv2.BORDER_REPLICATE)
+    whole = np.full((height, width), 255, np.uint8)
+    inside = cv2.warpPerspective(whole, carrier, area_wh, flags=cv2.INTER_NEAREST)
+    cv2.copyTo(drawn, inside, area)
 
 
 def carry(points: Floats, matrix: Matrix) -> Floats:

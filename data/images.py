@@ -18,6 +18,12 @@ _ORIENTATION = 274  # EXIF's and TIFF's tag
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _TAIL = 64  # bytes at a file's end in which its format's last mark is looked for
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_DECODING = {  # OpenCV's mode for each reduction
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
@@ -26,10 +32,11 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:
     """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
 
-    A JPEG that is cut off gives what there is of it.
+    A JPEG that is cut off gives what there is of it. With `reduce` 2, 4 or 8, a JPEG is decoded at that part of its
+    sides, rounded up, which is many times cheaper; other formats come whole.
 
     Raises:
         InputError: the file cannot be read or is no image.
@@ -38,19 +45,21 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         encoded = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    image = _decode(path, encoded)
-    if image is None and encoded[:2].tobytes() == _JPEG_START:
-        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)))
+    jpeg = encoded[:2].tobytes() == _JPEG_START
+    mode = _DECODING[reduce if jpeg else 1]
+    image = _decode(path, encoded, mode)
+    if image is None and jpeg:
+        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode)
     if image is None:
         raise InputError(f"{path}: not an image that OpenCV can decode")
     return image
 
 
-def _decode(path: Path, encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+def _decode(path: Path, encoded: npt.NDArray[np.uint8], mode: int) -> npt.NDArray[np.uint8] | None:
     if not encoded.size:
         return None
     try:
-        return cv2.imdecode(encoded, cv2.IMREAD_COLOR)  # type: ignore[return-value]
+        return cv2.imdecode(encoded, mode)  # type: ignore[return-value]
     except cv2.error as error:
         raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 

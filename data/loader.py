@@ -22,10 +22,12 @@ from data.rows import Floats, Ints
 from utils.boxes import Letterbox
 from utils.options import InputError
 
+PARTNERS = 16  # images, at least, that one of a training batch may meet in a mosaic
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) RGB, uint8 as loaded and float 0..1 after `to`; boxes (M, 6) of all of them.
+    """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; boxes (M, 6) of all of them.
 
     A box is image in batch, class, x, y, w, h, in shares of W and H. `indices` are the images' places in the
     annotations; `geometries` say how they were letterboxed, None for augmented ones.
@@ -40,15 +42,18 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.contiguous_format) -> "Batch":
-        """Move to a device and scale the images to float32 in 0..1: the only place that does."""
+        """Move the images to a device and scale them to float32 in 0..1: the only place that does.
+
+        The boxes stay: what needs them, the loss, works them out on the CPU.
+        """
         assert self.images.dtype == torch.uint8, "this batch was scaled already"
         moved = self.images.to(device, non_blocking=True)  # a quarter of the bytes: becomes float over there
         images = moved.to(torch.float32, memory_format=memory_format).div_(255)
-        return replace(self, images=images, boxes=self.boxes.to(device, non_blocking=True))
+        return replace(self, images=images)
 
     def pin_memory(self) -> "Batch":
-        """Copy the tensors to page-locked memory; the DataLoader calls this where there is CUDA."""
-        return replace(self, images=self.images.pin_memory(), boxes=self.boxes.pin_memory())
+        """Copy the images to page-locked memory; the DataLoader calls this where there is CUDA."""
+        return replace(self, images=self.images.pin_memory())
 
 
 def collate(items: list[Item]) -> Batch:
@@ -56,7 +61,7 @@ def collate(items: list[Item]) -> Batch:
     counts = torch.tensor([len(item.labels) for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items), dtype=torch.float32), counts)
     return Batch(
-        images=torch.stack([item.image for item in items]),
+        images=torch.stack([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),
         boxes=torch.cat((owners[:, None], torch.cat([item.labels for item in items])), 1),
         indices=[item.index for item in items],
         geometries=[item.geometry for item in items],
@@ -93,18 +98,34 @@ class ShapeSampler(Sampler[list[Draw]]):
         order = order[self.aspect_ratios[order].argsort(kind="stable")]
         batches = np.arange(len(self))
         for batch in rng.permutation(batches) if self.shuffle else batches:
-            places = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
-            width, height = self.shapes_wh[order[places.start : places.stop]].max(0).tolist()
-            yield [Draw(int(order[place]), (self.seed, self.epoch, place), (width, height)) for place in places]
+            first = batch * self.batch_size
+            images = order[first : first + self.batch_size]
+            width, height = self.shapes_wh[images].max(0).tolist()
+            partners = self._partners(images, rng)
+            yield [
+                Draw(image, (self.seed, self.epoch, place), (width, height), partners)
+                for place, image in enumerate(images.tolist(), first)
+            ]
 
     def _order(self, rng: np.random.Generator) -> Ints:
         """This epoch's image indices (N)."""
         total = len(self.shapes_wh)
         if not self.shuffle:
             return np.arange(total)
-        if self.weights is None:
-            return rng.permutation(total)
-        return rng.choice(total, total, p=self.weights / self.weights.sum())
+        return rng.permutation(total) if self.weights is None else self._draw(total, rng)
+
+    def _draw(self, count: int, rng: np.random.Generator) -> Ints:
+        """Image indices (count), with replacement and in proportion to the weights, if there are any."""
+        share = None if self.weights is None else self.weights / self.weights.sum()
+        return rng.choice(len(self.shapes_wh), count, p=share)
+
+    def _partners(self, images: Ints, rng: np.random.Generator) -> tuple[int, ...]:
+        """The images that those of a batch may be combined with: one another, and a few more if the batch is small.
+
+        So a batch of mosaics reads little more than its own images, not four times as many.
+        """
+        further = min(PARTNERS, 4 * len(images)) - len(images) if self.shuffle else 0
+        return (*images.tolist(), *self._draw(max(further, 0), rng).tolist())
 
 
 class Loader(DataLoader[Item]):

@@ -44,11 +44,11 @@ class NmsSettings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model finds in a batch: detections (n, 6) of each image, x1, y1, x2, y2, confidence, class."""
+    """What a model finds in a batch: detections (n, 6) of each image, x1, y1, x2, y2, confidence, class; on the CPU."""
 
     padded: list[Tensor]  # in pixels of the letterboxed images
     original: list[Tensor]  # in pixels of the files
-    raw: list[Tensor]  # raw maps; empty with test-time augmentation
+    raw: list[Tensor]  # raw maps, on the model's device; empty with test-time augmentation
 
 
 class Stopwatch:
@@ -113,6 +113,7 @@ class Predictor:
                 multi_label=settings.multi_label,
                 max_det=settings.max_det,
             )
+            padded = list(torch.cat(padded).cpu().split([len(rows) for rows in padded]))  # once for the whole batch
             original = [_to_original(rows, geometry) for rows, geometry in zip(padded, batch.geometries, strict=True)]
         return Prediction(padded, original, raw)
 
@@ -181,22 +182,21 @@ def evaluate(
         description: the text before the progress bar.
     """
     result = Evaluation()
-    images, sums = 0, dict.fromkeys(LOSSES, 0.0)
+    images, sums = 0, torch.zeros(len(LOSSES), dtype=torch.float64)
     for number, batch in enumerate(progress(loader, description, total=len(loader), unit="batch")):
         prediction = predictor(batch)
         for index, rows in zip(batch.indices, prediction.original, strict=True):
             result.detections.add(index, rows)
         if criterion is not None and prediction.raw:
             with torch.inference_mode():
-                losses = criterion([level.float() for level in prediction.raw], batch.boxes.to(predictor.device))
-            for name in LOSSES:
-                sums[name] += losses[name].item() * len(batch)
+                losses = criterion([level.float() for level in prediction.raw], batch.boxes)
+            sums += torch.stack([losses[name] for name in LOSSES]).cpu().double() * len(batch)
         if on_batch is not None:
             on_batch(number, batch, prediction)
         images += len(batch)
     result.milliseconds = {name: 1e3 * value / max(images, 1) for name, value in predictor.watch.seconds.items()}
     if criterion is not None:
-        result.losses = {name: value / max(images, 1) for name, value in sums.items()}
+        result.losses = dict(zip(LOSSES, (sums / max(images, 1)).tolist(), strict=True))
     return result
 
 
@@ -271,7 +271,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
+        self.ema.update()
 
     def _report(self, bar: Progress[Batch], epoch: int, mean: Tensor, batch: Batch) -> None:
         values = mean.tolist()
