@@ -113,8 +113,8 @@ def test_weights_draw_with_replacement():
 
 @pytest.mark.parametrize(("batch_size", "count"), [(2, 8), (8, 16), (16, 16), (40, 40)])
 def test_partners_of_a_training_batch_are_its_own_images_and_few_more(batch_size, count):
-    sampler = ShapeSampler(np.full((120, 2), SIZE), np.ones(120), batch_size, shuffle=True)
-    sampler.weights = np.arange(120.0) % 2  # the further ones are drawn by weight, too
+    sampler = ShapeSampler(np.full((160, 2), SIZE), np.ones(160), batch_size, shuffle=True)
+    sampler.weights = np.arange(160.0) % 2  # the further ones are drawn by weight, too
     for batch in sampler:
         (partners,) = {draw.partners for draw in batch}
         assert list(partners[:batch_size]) == [draw.image for draw in batch]
