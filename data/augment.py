@@ -17,8 +17,6 @@ from data.polygons import Floats, Polygons
 from data.rows import Ints
 from utils.boxes import GREY
 
-MIN_SIDE = 2.0  # pixels; a box must be wider and higher to survive a warp
-MIN_VISIBLE = 0.1  # share of a box's area that must stay in the image
 MIN_VISIBLE_POLYGON = 0.01  # the same where an outline says what is still there
 MAX_ASPECT = 100.0  # slivers beyond this ratio of the sides are dropped
 MAX_COVER = 0.3  # share of a present box that a pasted instance may hide at most
@@ -46,6 +44,8 @@ class Augmentation:
     mosaic: float = 0.0
     mixup: float = 0.0
     copy_paste: float = 0.0  # share of the instances with an outline that are pasted again
+    min_side: float = 2.0  # pixels; a box must be wider and higher to survive a warp
+    min_visible: float = 0.1  # share of a box's area that must stay in the image
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Tile(NamedTuple):
     corner: tuple[int, int] = (0, 0)
 
 
-def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> list[Tile]:
+def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator, min_visible: float = 0.1) -> list[Tile]:
     """Lay four images around a random point of a canvas of twice `size`, cut at its borders; nothing is drawn yet.
 
-    Their sides must not exceed `size`. Boxes of which hardly anything is left on the canvas are dropped.
+    Their sides must not exceed `size`. Boxes of which less than `min_visible` is left on the canvas are dropped.
     """
     assert len(samples) == 4
     centre_x, centre_y = rng.integers(size // 2, size + size // 2, 2, endpoint=True).tolist()
@@ -90,26 +90,27 @@ def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> li
         width, height = sample.size_wh
         x, y = centre_x - (width if place % 2 == 0 else 0), centre_y - (height if place < 2 else 0)
         left, top = max(x, 0), max(y, 0)
-        cut = crop(sample, (left - x, top - y), (min(width, 2 * size - x), min(height, 2 * size - y)))
+        cut = crop(sample, (left - x, top - y), (min(width, 2 * size - x), min(height, 2 * size - y)), min_visible)
         tiles.append(Tile(cut, (left, top)))
     return tiles
 
 
-def crop(sample: Sample, low: tuple[int, int], high: tuple[int, int], *, min_side: float = 0) -> Sample:
-    """Cut the pixels from `low` (x, y) up to `high` out; what hardly shows any more is dropped, as in `warp`."""
+def crop(sample: Sample, low: tuple[int, int], high: tuple[int, int], min_visible: float) -> Sample:
+    """Cut the pixels from `low` (x, y) up to `high` out; boxes of which less than a share shows are dropped."""
     shift = np.array(low, np.float32)
     polygons = sample.polygons
     if polygons is not None:
         polygons = replace(polygons, points=polygons.points - shift)
     image = sample.image[low[1] : high[1], low[0] : high[0]]
-    return _clip(Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons), min_side=min_side)
+    # however small they are: the warp that follows may enlarge them
+    return _clip(Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons), 0, min_visible)
 
 
 def random_perspective(
     tiles: Sequence[Tile], canvas_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation
 ) -> Sample:
     """Rotate, scale, shear, tilt and shift a canvas about its centre, and cut the middle (size, size) out."""
-    return warp(tiles, random_matrix(canvas_wh, rng, size, strength), size)
+    return warp(tiles, random_matrix(canvas_wh, rng, size, strength), size, strength)
 
 
 def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation) -> Matrix:
@@ -133,11 +134,11 @@ def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: in
     return place @ shear @ turn @ tilt @ centre
 
 
-def warp(tiles: Sequence[Tile], matrix: Matrix, size: int) -> Sample:
+def warp(tiles: Sequence[Tile], matrix: Matrix, size: int, strength: Augmentation = Augmentation()) -> Sample:
     """Carry tiles with their instances through `matrix` (3, 3) into one image (size, size), grey between them.
 
     A box is the bounds of its four carried corners, or of its outline where it has one. Dropped are boxes that become
-    too small, too thin, or leave the image but for a corner (MIN_SIDE, MAX_ASPECT, MIN_VISIBLE).
+    too small (`min_side`), too thin (MAX_ASPECT), or leave the image but for a corner (`min_visible`).
     """
     image = np.full((size, size, 3), GREY, np.uint8)
     boxes, outlines = [], []
@@ -154,7 +155,8 @@ def warp(tiles: Sequence[Tile], matrix: Matrix, size: int) -> Sample:
     assert len(outlines) in (0, len(tiles))
     classes = np.concatenate([tile.sample.classes for tile in tiles])
     polygons = Polygons.concatenate(outlines) if outlines else None
-    return _clip(Sample(image, np.concatenate(boxes), classes, polygons), min_side=MIN_SIDE)
+    warped = Sample(image, np.concatenate(boxes), classes, polygons)
+    return _clip(warped, strength.min_side, strength.min_visible)
 
 
 def _translation(shift: Sequence[float] | Ints) -> Matrix:
@@ -209,17 +211,17 @@ def carry(points: Floats, matrix: Matrix) -> Floats:
     return (carried[:, :2] / np.maximum(carried[:, 2:], HORIZON)).astype(np.float32)
 
 
-def _clip(sample: Sample, *, min_side: float) -> Sample:
+def _clip(sample: Sample, min_side: float, min_visible: float) -> Sample:
     """Cut boxes and outlines at the image's borders and drop the instances of which too little is left."""
     limit = np.array(sample.size_wh * 2, np.float32)
-    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), MIN_VISIBLE), sample.polygons
+    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), min_visible), sample.polygons
     visible = np.clip(whole, 0, limit)
     if polygons is not None:
         outlined = polygons.lengths > 0
         whole = np.where(outlined[:, None], polygons.bounds_xyxy(), whole)
         polygons = polygons.clip(sample.size_wh)
         visible = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), visible)
-        least[outlined] = MIN_VISIBLE_POLYGON
+        least[outlined] = min(MIN_VISIBLE_POLYGON, min_visible)
 
     whole_wh, visible_wh = whole[:, 2:] - whole[:, :2], visible[:, 2:] - visible[:, :2]
     shorter, longer = visible_wh.min(1), visible_wh.max(1)

@@ -205,7 +205,7 @@ class DetectionDataset(Dataset[Item]):
         if rng.random() < strength.mosaic:
             images = rng.permutation([index, *(partners[i] for i in rng.integers(len(partners), size=3))])
             samples = [self._pasted(image, rng, strength, read) for image in images.tolist()]
-            tiles, canvas_wh = mosaic(samples, self.size, rng), (2 * self.size, 2 * self.size)
+            tiles, canvas_wh = mosaic(samples, self.size, rng, strength.min_visible), (2 * self.size, 2 * self.size)
         else:
             tiles = [Tile(self._pasted(index, rng, strength, read), geometry.pad_wh)]
             canvas_wh = geometry.padded_wh

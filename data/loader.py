@@ -3,8 +3,10 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import itertools
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +25,10 @@ from utils.boxes import Letterbox
 from utils.options import InputError
 
 PARTNERS = 16  # images, at least, that one of a training batch may meet in a mosaic
+
+
+class LoaderError(InputError):
+    """An image cannot be read, or a worker is gone."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,17 @@ class ShapeSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.first = 0  # batches of the epoch that are left out
         self.weights: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.shapes_wh) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return itertools.islice(self.all(), self.first, None)
+
+    def all(self) -> Iterator[list[Draw]]:
+        """Give the epoch's batches from the first on."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = self._order(rng)
         order = order[self.aspect_ratios[order].argsort(kind="stable")]
@@ -139,24 +150,42 @@ class Loader(DataLoader[Item]):
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_single_threaded,
+            worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             # a fork shares the memory cache and starts at once; elsewhere a fork is unsafe or unknown
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
 
-    def set_epoch(self, epoch: int, weights: npt.NDArray[np.float64] | None = None) -> None:
-        """Choose the epoch to be iterated next and, for sampling with replacement, the images' weights (N)."""
+    def set_epoch(self, epoch: int, weights: npt.NDArray[np.float64] | None = None, *, first: int = 0) -> None:
+        """Choose the epoch to be iterated next, from its batch number `first`.
+
+        For sampling with replacement there are `weights`, one for each image.
+        """
         self.batches.epoch = epoch
         self.batches.weights = weights
+        self.batches.first = first
+
+    def batch(self, number: int) -> Batch:
+        """Make one batch of the epoch once more."""
+        draws = next(itertools.islice(self.batches.all(), number, None))
+        return collate(self.dataset.__getitems__(draws))  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Give the epoch's batches; a user's mistake met in a worker is told in its own line, without a traceback."""
+        """Give the epoch's batches; what goes wrong in a worker is told in one line, without a traceback.
+
+        Raises:
+            LoaderError: an image cannot be read, or a worker is gone.
+        """
         try:
             yield from super().__iter__()
         except InputError as error:
             line = str(error).strip().splitlines()[-1]
-            raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+            raise LoaderError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).partition(" It is possible")[0]
+            raise LoaderError(f"{reason} Fewer --workers, or none, need less memory.") from error
 
 
 def make_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool) -> Loader:
@@ -173,7 +202,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _single_threaded(_worker: Any) -> None:
-    """Keep each worker to one thread: they share the cores with one another."""
+def _start_worker(_worker: Any) -> None:
+    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a cluster sends to all processes of a run
+        signal.signal(signum, signal.SIG_IGN)

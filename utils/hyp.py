@@ -7,8 +7,21 @@ from pathlib import Path
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
+AUTO = "auto"
 SPD_STARTS = ("full", "lifted")
-SHARES = ("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "label_smoothing", "hsv_h", "hsv_s", "hsv_v", "scale")
+SHARES = (
+    "flipud",
+    "fliplr",
+    "mosaic",
+    "mixup",
+    "copy_paste",
+    "label_smoothing",
+    "hsv_h",
+    "hsv_s",
+    "hsv_v",
+    "scale",
+    "min_visible",
+)
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(("momentum", "warmup_momentum"), (0, 0.9999)),
@@ -36,7 +49,7 @@ class Hyp:
     ema_tau: float = 2000.0  # updates after which the average's decay has come 63 % of its way
     box: float = 0.05
     cls: float = 0.5
-    cls_pw: float = 1.0  # weight of a positive in the class loss
+    cls_pw: float | str = 1.0  # weight of a positive in the class loss; "auto": more for rarer classes
     obj: float = 1.0
     obj_pw: float = 1.0
     anchor_t: float = 4.0  # largest ratio of a box's side to its anchor's
@@ -56,6 +69,8 @@ class Hyp:
     mosaic: float = 1.0
     mixup: float = 0.0
     copy_paste: float = 0.0
+    min_side: float = 2.0  # pixels; an augmented image keeps boxes that are wider and higher
+    min_visible: float = 0.1  # share of a box that must be left in it
 
     def scaled_gains(self, classes: int, scales: int, size: int) -> dict[str, float]:
         """The gains of the three losses for a data set and a model, as YOLOv5 scales them."""
@@ -81,6 +96,8 @@ def load_hyp(name: str | Path) -> Hyp:
         raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
     if hyp.spd_init not in SPD_STARTS:
         raise InputError(f"{name}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {hyp.spd_init!r}")
+    if isinstance(hyp.cls_pw, str) and hyp.cls_pw != AUTO:
+        raise InputError(f"{name}: cls_pw: expected a number or {AUTO}, found {hyp.cls_pw!r}")
     for field in fields(Hyp):
         value = getattr(hyp, field.name)
         least, most = RANGES.get(field.name, (0, math.inf))

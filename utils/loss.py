@@ -108,15 +108,18 @@ class DetectionLoss(nn.Module):
         gains: dict[str, float],
         *,
         anchor_t: float = 4.0,
-        cls_pw: float = 1.0,
+        cls_pw: float | Tensor = 1.0,
         obj_pw: float = 1.0,
         fl_gamma: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        """Take anchors (scales, A, 2) in cells and the gains of `box`, `obj` and `cls`; the rest as in `Hyp`."""
+        """Take anchors (scales, A, 2) in cells and the gains of `box`, `obj` and `cls`; the rest as in `Hyp`.
+
+        `cls_pw` may have a weight for each class, (nc).
+        """
         super().__init__()
         self.anchors = anchors.cpu().clone()
-        self.register_buffer("cls_pw", torch.tensor([cls_pw]))
+        self.register_buffer("cls_pw", torch.as_tensor(cls_pw, dtype=torch.float32).reshape(-1))
         self.register_buffer("obj_pw", torch.tensor([obj_pw]))
         self.classes = classes
         self.gains = gains

@@ -24,10 +24,18 @@ METRICS = ("P", "R", "AP50", "AP75", "AP", "AP_S", "AP_M", "AP_L")  # columns of
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that no reader meets a half of it."""
+    """Write a text file under a temporary name and rename it, so that no reader meets a half of it.
+
+    Raises:
+        InputError: the file cannot be written (a full disk, a folder that is missing or read-only).
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: could not be written: {error.strerror}") from error
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
@@ -52,6 +60,7 @@ class ResultsCsv:
         """
         self.path = path
         self._header: list[str] = []
+        self._rows: list[Mapping[str, Any]] = []
         if first_epoch == 0 or not path.is_file():
             path.unlink(missing_ok=True)
             return
@@ -61,24 +70,21 @@ class ResultsCsv:
         self._header = list(reader.fieldnames or ())
         if "epoch" not in self._header:
             raise InputError(f"{path}: expected a column 'epoch', found {', '.join(self._header) or 'nothing'}")
-        kept = [row for row in rows if int(row["epoch"]) < first_epoch]
-        write_text_atomically(path, _csv_text(self._header, kept))
+        self._rows = [row for row in rows if int(row["epoch"]) < first_epoch]
+        write_text_atomically(path, _csv_text(self._header, self._rows))
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add an epoch.
+        """Add an epoch; the file is written anew, whole or not at all.
 
         Raises:
             InputError: the row's keys are not the header's.
         """
-        if not self._header:
-            self._header = list(row)
-            write_text_atomically(self.path, _csv_text(self._header, []))
+        self._header = self._header or list(row)
         if list(row) != self._header:
             differ = sorted(set(row) ^ set(self._header)) or ["their order"]
             raise InputError(f"{self.path}: the columns are not those of its first row: {', '.join(differ)}")
-        cells = {key: _short(value) for key, value in row.items()}
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._header, lineterminator="\n").writerow(cells)
+        self._rows.append({key: _short(value) for key, value in row.items()})
+        write_text_atomically(self.path, _csv_text(self._header, self._rows))
 
 
 def _csv_text(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -68,6 +68,14 @@ class RunLog:
 
         return draw
 
+    def debug_batch(self, batch: Batch, table: Annotations, name: str) -> Path:
+        """Draw a batch that something went wrong with, as the model got it; returns the picture's path."""
+        path = self.folder / "debug" / f"{name}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        titles = [table.paths[index].name for index in batch.indices]
+        plot_batch(batch.images, batch.boxes, table.names, path, titles=titles)
+        return path
+
     def epoch(self, epoch: int, losses: Mapping[str, float], report: Report | None, rates: list[float]) -> None:
         """Add an epoch: its losses, its validation if it had one, and the groups' learning rates."""
         figures = report.metrics.figures if report else {}

@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ import torch
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
 from utils.lift import LiftReport, lift
-from utils.options import ROOT, InputError
+from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
 
 PATIENCE = 2.0  # seconds without a bar
@@ -50,6 +53,46 @@ def scan_progress(description: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         for bar in bars:
             bar.close()
+
+
+class StopSignals:
+    """Turns Ctrl-C and the system's request to end into `Interrupted`: at once, or inside `deferred` when asked.
+
+    A second signal is never deferred. Outside of the main thread, which alone may handle signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferring = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if not self._deferring or self.requested is not None:
+            raise Interrupted(signum)
+        self.requested = signum
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note the first signal in this block; `check` tells of it."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,7 @@
 """Validation of a split from end to end: the loop, COCO's metrics, and every file that a validation leaves behind."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,11 +20,32 @@ from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_c
 from utils.drawing import as_batch_boxes, plot_batch
 from utils.engine import Evaluation, Prediction, Predictor, evaluate
 from utils.loss import DetectionLoss
+from utils.options import InputError
 from utils.plots import plot_confusion_matrix, plot_curves, plot_precision_recall
 from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
 
 PICTURED_BATCHES = 3
-FITNESS = {"AP50": 0.1, "AP": 0.9}  # YOLOv5's weighing for the best epoch
+FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
+FIGURES = "P R AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split()
+
+
+def parse_fitness(text: str) -> dict[str, float]:
+    """Turn `0.1 AP50 + 0.9 AP`, or a figure alone, into each figure's weight.
+
+    Raises:
+        InputError: it is no such sum, or names a figure that a validation does not give.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        number, _, name = term.strip().rpartition(" ")
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = math.nan
+        if name not in FIGURES or not math.isfinite(weight):
+            raise InputError(f"--fitness {text!r}: expected a sum such as {FITNESS!r}, of {', '.join(FIGURES)}")
+        weights[name] = weight
+    return weights
 
 
 @dataclass
@@ -34,10 +56,9 @@ class Report:
     evaluation: Evaluation
     annotations: Annotations
 
-    @property
-    def fitness(self) -> float:
-        """What the best epoch is chosen by; nan where there is nothing to measure."""
-        return sum(weight * self.metrics.figures[name] for name, weight in FITNESS.items())
+    def fitness(self, weights: Mapping[str, float]) -> float:
+        """The weighted sum of figures that the best epoch is chosen by; nan where there is nothing to measure."""
+        return sum(weight * self.metrics.figures[name] for name, weight in weights.items())
 
     def table(self, *, per_class: bool = False) -> str:
         """The console's table, and the speeds."""
