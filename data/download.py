@@ -9,7 +9,7 @@ record of what came out of each, are kept in `.downloads` in the data set's fold
 import hashlib
 import json
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -53,7 +53,7 @@ def main(options: Options) -> None:
 def get(archive: Archive, root: Path) -> None:
     """Download an archive and unpack it below `root`, as far as that is not done."""
     name = _name(archive)
-    key = hashlib.sha256(repr(astuple(archive)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr(astuple(replace(archive, splits=[]))).encode()).hexdigest()[:8]
     file, record = root / FOLDER / f"{key}-{name}", root / FOLDER / f"{key}-{name}.json"
     if _is_unpacked(record, root / archive.to):
         _say(f"{name}: is there")
@@ -69,7 +69,7 @@ def get(archive: Archive, root: Path) -> None:
         raise
     write_text_atomically(record, json.dumps(files))
     file.unlink(missing_ok=True)
-    _say(f"{name}: {len(files):,} files in {(root / archive.to).resolve()}")
+    _say(f"{name}: {len(files):,} file{'' if len(files) == 1 else 's'} in {(root / archive.to).resolve()}")
 
 
 def _name(archive: Archive) -> str:

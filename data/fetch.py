@@ -139,8 +139,8 @@ def _download(archive: Archive, part: _Part) -> None:
         except _CutOffError as error:
             failures = 1 if part.size - before >= BLOCK else failures + 1
             if failures == ATTEMPTS:
-                kept = f"{part.size:,} bytes are kept, the same command goes on from there"
-                raise InputError(f"{archive.url}: {error}, {ATTEMPTS} times; {kept}") from error
+                kept = f"; {part.size:,} bytes are kept, the same command goes on from there" if part.size else ""
+                raise InputError(f"{archive.url}: {error}, {ATTEMPTS} times{kept}") from error
             LOGGER.warning("%s: %s; tried again", archive.url, error)
             time.sleep(PAUSE * 2 ** (failures - 1))
 

@@ -165,6 +165,10 @@ def _checked(archive: Path, entries: Iterable[_Entry], strip: int) -> dict[PureP
         room -= entry.size
         if place.parts and parts[0] != _JUNK:
             members[place] = entry
+    files = {place for place, entry in members.items() if entry.kind == "file"}
+    for place in members:
+        if not files.isdisjoint(place.parents):
+            raise InputError(f"{archive}: {str(place)[:200]!r}: a path through a file: refused")
     return members
 
 
