@@ -21,14 +21,14 @@ _THREADS = 2  # one waits for the disk while Python works in the other; more are
 
 
 def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[str]]:
-    """List a split's image files, sorted and each once, and the entries of its lists that are no images.
+    """List a split's image files, sorted and each once, and a line about each entry of its lists that is none.
 
     Raises:
         InputError: the split's folders or lists are missing, or hold no image.
     """
     entries = require_split(config, split)
     found: set[str] = set()
-    problems: list[str] = []
+    problems = [config.notes[split]] if split in config.notes else []
     for entry in entries:
         if entry.is_dir():
             found.update(_walk(str(entry)))

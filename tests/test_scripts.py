@@ -303,7 +303,7 @@ def test_the_authors_command_ends_at_the_missing_coco(
     words = f"--weights {weights} --img 640 --iou 0.65 --half --batch-size 1 --data data/coco.yaml".split()
     line = refuse(val, *words)
     assert str(tmp_path / "datasets/coco/images/val2017") in line
-    assert "download https://" in line
+    assert "get it with: python -m data.download coco --splits val" in line
 
 
 def test_detect_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path) -> None:

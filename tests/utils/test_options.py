@@ -39,6 +39,17 @@ def test_command_lines(words: str, changes: dict) -> None:
     assert parse(Example, words.split()) == Example(**changes)
 
 
+def test_a_flag_by_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Placed(Example):
+        data: str = option("", "YAML", positional=True)
+
+    assert parse(Placed, "--img 320 coco --half".split()) == Placed(data="coco", imgsz=320, half=True)
+    with pytest.raises(SystemExit):
+        parse(Placed, ["--half"])
+    assert "required: data" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["--img 0", "--img -5", "--conf 1.5", "--conf=-0.1"])
 def test_numbers_out_of_range(words: str) -> None:
     with pytest.raises(InputError, match=r"--(imgsz|conf-thres) .*: expected"):
