@@ -45,7 +45,7 @@ def freeze(model: Model, wanted: Sequence[str]) -> None:
     except ValueError:
         raise InputError(f"--freeze {' '.join(wanted)}: expected row numbers, or {BACKBONE}") from None
     rows = range(numbers[0]) if len(numbers) == 1 else numbers
-    if any(not 0 <= row < count for row in rows) or len(set(rows)) == count:
+    if min(numbers) < 0 or any(row >= count for row in rows) or len(set(rows)) == count:
         raise InputError(
             f"--freeze {' '.join(wanted)}: the model has rows 0 to {count - 1}, and one must be left to learn"
         )

@@ -83,12 +83,12 @@ def nms(
     # a GPU does all images at once; elsewhere, where every pair of boxes costs, they go one after the other
     spans = [len(found)] if found.is_cuda else torch.bincount(owners, minlength=len(lengths)).tolist()
     kept, kept_owners = [], []
-    for part, owner in zip(found.split(spans), owners.split(spans), strict=True):
+    for part, owner in zip(torch.split(found, spans), torch.split(owners, spans), strict=True):
         places = _suppress(part, owner, iou, agnostic, max_det)
         kept.append(part[places])
         kept_owners.append(owner[places])
     counts = torch.bincount(torch.cat(kept_owners), minlength=len(lengths)).tolist()
-    return list(torch.cat(kept).split(counts))
+    return list(torch.split(torch.cat(kept), counts))
 
 
 def _candidates(

@@ -117,7 +117,8 @@ class Predictor:
                 multi_label=settings.multi_label,
                 max_det=settings.max_det,
             )
-            padded = list(torch.cat(padded).cpu().split([len(rows) for rows in padded]))  # once for the whole batch
+            found = torch.cat(padded).cpu()  # once for the whole batch
+            padded = list(torch.split(found, [len(rows) for rows in padded]))
             original = [_to_original(rows, geometry) for rows, geometry in zip(padded, batch.geometries, strict=True)]
         return Prediction(padded, original, raw)
 
