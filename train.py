@@ -43,7 +43,7 @@ from utils.runs import (
     start_model,
 )
 from utils.upstream import select_device
-from utils.validation import Report, validate, write_report
+from utils.validation import Report, validate
 
 VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
@@ -335,7 +335,7 @@ class Training:
         improved, stop = False, False
         if report is not None:
             self.logger.info("\n".join(report.table().splitlines()[:2]))
-            self.average_precision = [row.AP for row in report.metrics.per_class]
+            self.average_precision = [row.figures["AP"] for row in report.metrics.per_class]
             improved = self.stopper.improves(report.fitness, epoch)
             stop = self.stopper.exhausted(epoch)
         self._save(epoch, improved=improved, final=last or stop)
@@ -385,8 +385,8 @@ class Training:
         report = self._validate(build_from_weights(read_weights(self.best)))
         assert self.saved_best is not None
         self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
-        write_report(report, self.folder, asdict(self.options), plots=not self.options.noplots)
-        self.log.finish(self.options.epochs)
+        title = f"best.pt of {self.folder.name} on {Path(self.options.data).stem}, epoch {self.saved_best + 1}"
+        self.log.finish(report, asdict(self.options), title=title)
         self.logger.info(f"results in {self.folder}")
         return report
 
