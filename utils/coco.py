@@ -201,7 +201,8 @@ def evaluate_coco(
     labels = np.bincount(truths.classes[~truths.crowd], minlength=classes)
     matches = match(found, truths, iou=0.5)
     counted = (matches.ranks < _limits(max_det)[-1]) & (labels > 0)[found.classes]
-    arrays = _coco_arrays(annotations, truths, found[counted], bands, _limits(max_det))
+    beyond = bool((matches.ranks[counted] >= MAX_DETECTIONS).any())  # else a limit beyond COCO's changes nothing
+    arrays = _coco_arrays(annotations, truths, found[counted], bands, _limits(max_det) if beyond else _LIMITS)
     curves = confidence_curves(found, matches, labels, arrays["precision"][0, :, :, 0, _USUAL_LIMIT].T)
     figures, per_class = _summarise(annotations.names, truths, labels, arrays, curves, _figures(bands, max_det))
     confidence = float(curves.confidence[curves.best]) if curves.present.any() else math.nan
@@ -300,7 +301,9 @@ def _summarise(
     """Means over the classes that have labels, and the rows of the single classes."""
     columns = dict(zip(("P", "R", "F1"), curves.at_best(), strict=True))
     for key, place in places.items():
-        values = arrays[place.array][place.ious, ..., place.band, place.limit]  # (IoUs, [recalls,] nc)
+        array = arrays[place.array]
+        limit = min(place.limit, array.shape[-1] - 1)
+        values = array[place.ious, ..., place.band, limit]  # (IoUs, [recalls,] nc)
         columns[key] = values.reshape(-1, len(names)).mean(0)
     images = _images_per_class(truths, len(names)).tolist()
     bands = [key for key in columns if key.startswith("AP_")]

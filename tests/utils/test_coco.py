@@ -107,6 +107,7 @@ def test_perfect_detections():
     assert list(metrics.figures) == list(FIGURES)
     assert [metrics.figures[key] for key in ("P", "R", "AP", "AP50", "AP_S", "AP_M", "AR100")] == pytest.approx([1] * 7)
     assert metrics.figures["AR1"] == pytest.approx(1)
+    assert evaluate_coco(truth, found, max_det=300).figures["AR300"] == metrics.figures["AR100"]  # few enough for both
     assert math.isnan(metrics.figures["AP_L"])
     plain = metrics.to_json()
     assert plain["AP_L"] is None
