@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ from utils.runs import (
     start_model,
 )
 from utils.upstream import select_device
-from utils.validation import FITNESS, Report, parse_fitness, validate, write_report
+from utils.validation import FITNESS, Report, parse_fitness, validate
 
 VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
@@ -318,7 +319,7 @@ class Training:
         improved, stop = False, False
         if report is not None:
             self.logger.info("\n".join(report.table().splitlines()[:2]))
-            self.average_precision = [row.AP for row in report.metrics.per_class]
+            self.average_precision = [row.figures["AP"] for row in report.metrics.per_class]
             fitness = report.fitness(self.fitness)
             if math.isnan(fitness):
                 self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
@@ -377,8 +378,8 @@ class Training:
         report = self._validate(build_from_weights(read_weights(self.best)))
         assert self.saved_best is not None
         self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
-        write_report(report, self.folder, asdict(self.options), plots=not self.options.noplots)
-        self.log.finish(self.options.epochs)
+        title = f"best.pt of {self.folder.name} on {Path(self.options.data).stem}, epoch {self.saved_best + 1}"
+        self.log.finish(report, asdict(self.options), title=title)
         self.logger.info(f"results in {self.folder}")
         return report
 

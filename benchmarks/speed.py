@@ -50,7 +50,7 @@ class Options(Ranged):
 
     spd: str = option("yolov5-spd-n.yaml", "SPD model")
     strided: str = option("yolov5n.yaml", "strided baseline")
-    sections: list[str] = option([], "what to measure, all when not given", choices=SECTIONS)
+    sections: list[str] = option([], "what to measure, all when not given", choices=SECTIONS)  # noqa: RUF009
     rounds: int = option(7, "timed turns of each variant, after one that is not counted", least=1)
     compile: bool = option(False, "also with torch.compile")
     device: str = option("", "cpu, or a GPU's number; empty chooses")
@@ -210,8 +210,10 @@ def measure_memory(options: Options) -> list[str]:
     """Peak memory of a training step, each in a process of its own."""
     lines = ["### peak memory of a training step: 16 x 640 px", "", "| variant | MB | share |", "|---|---|---|"]
     cases = {PLAIN: (options.spd, True), DEFAULT: (options.spd, False), "strided, plain": (options.strided, True)}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        found = {name: pool.submit(step_memory, *case, 16, 640).result() for name, case in cases.items()}
+    found = {}
+    for name, case in cases.items():
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found[name] = pool.submit(step_memory, *case, 16, 640).result()
     lines += [f"| {name} | {value:.0f} | {value / found[PLAIN]:.2f} |" for name, value in found.items()]
     return [*lines, ""]
 

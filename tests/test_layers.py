@@ -10,11 +10,11 @@ from utils.options import ROOT
 
 LAYERS = [
     {"utils.upstream", "utils.options", "utils.archive"},
-    {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves"},
+    {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
-    | {"utils.report", "utils.plots", "utils.drawing"},
+    | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
-    | {"utils.lift", "utils.assemble", "utils.resume"},
+    | {"utils.lift", "utils.assemble", "utils.resume", "utils.report_files"},
     {"train", "val", "detect"},
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}

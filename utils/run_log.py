@@ -13,8 +13,10 @@ from data.annotations import Annotations
 from data.loader import Batch
 from models.yolo import Model
 from utils.drawing import plot_batch
+from utils.page import Picture
 from utils.plots import plot_labels, plot_results
 from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.report_files import write_report
 from utils.validation import Report
 
 PICTURED_BATCHES = 3
@@ -90,10 +92,15 @@ class RunLog:
         if report is not None and self.plots:
             self.tensorboard.picture("val_batch0_pred", self.folder / "val_batch0_pred.jpg", epoch)
 
-    def finish(self, epochs: int) -> None:
-        """Draw the course of the run, and show all plots in TensorBoard."""
+    def finish(self, report: Report, settings: Mapping[str, Any], *, title: str) -> None:
+        """Write the report of the run's model and the course of the run, and show all plots in TensorBoard."""
+        pictures = []
         if self.plots:
-            plot_results(self.folder / "results.csv", self.folder / "results.png")
+            course, labels = self.folder / "results.png", self.folder / "labels.jpg"
+            plot_results(self.folder / "results.csv", course)
+            pictures = [Picture(course, "The training by epoch."), Picture(labels, "The training labels.")]
+        write_report(report, self.folder, settings, title=title, plots=self.plots, pictures=pictures)
+        if self.plots:
             for path in sorted(self.folder.glob("*.png")):
-                self.tensorboard.picture(path.stem, path, epochs)
+                self.tensorboard.picture(path.stem, path, settings["epochs"])
         self.tensorboard.close()
