@@ -31,6 +31,7 @@ def option(
     aliases: Sequence[str] = (),
     choices: Sequence[Any] | None = None,
     bare: Any = None,
+    positional: bool = False,
     least: float = -math.inf,
     most: float = math.inf,
 ) -> Any:
@@ -42,10 +43,12 @@ def option(
         aliases: further spellings, with their dashes.
         choices: the values allowed.
         bare: value when the flag stands without an argument (`--cache` for `--cache ram`).
+        positional: given by its place, without a flag's name, and never left out.
         least: smallest number allowed.
         most: largest number allowed.
     """
     metadata = {"help": text, "aliases": tuple(aliases), "choices": choices, "bare": bare, "range": (least, most)}
+    metadata["positional"] = positional
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -85,6 +88,9 @@ def parse(cls: type[T], arguments: Sequence[str] | None = None, description: str
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any) -> None:
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, type=hint, help=field.metadata["help"])
+        return
     names = ["--" + field.name.replace("_", "-"), *field.metadata["aliases"]]
     if "_" in field.name:
         names.append("--" + field.name)  # YOLOv5 spells some flags with underscores
