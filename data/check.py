@@ -6,9 +6,12 @@ Writes check.txt, check.json with every problem, and pictures of the labels to P
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+from data.annotations import Annotations
 from data.check_report import Report
 from data.clean import check_target, write_clean
 from data.config import load_data_config, prepare
@@ -49,7 +52,8 @@ def main(options: Options) -> Report:
     config = load_data_config(options.data)
     prepare(config)
     if options.write:
-        check_target(Path(options.write), ())
+        entries = chain.from_iterable(config.splits.values())
+        check_target(Path(options.write), [entry for entry in entries if entry.is_dir()])
     found = examine(config, decode=options.decode, bars=scan_progress)
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     report = Report(
@@ -65,8 +69,7 @@ def main(options: Options) -> Report:
     write_text_atomically(folder / "check.txt", text + "\n")
     write_metrics_json(folder / "check.json", report.content())
     if not options.noplots:
-        for number, (split, table) in enumerate(found.tables.items()):
-            draw_labels(table, folder / (f"labels_{split}.jpg" if number else "labels.jpg"))
+        _draw(found.tables, folder)
     logger.info(f"results in {folder}")
     if options.write:
         changes = write_clean(config, found, Path(options.write))
@@ -74,6 +77,12 @@ def main(options: Options) -> Report:
             f"cleaned labels in {options.write}, train with its data.yaml; changes.txt tells {len(changes)} changes"
         )
     return report
+
+
+def _draw(tables: Mapping[str, Annotations], folder: Path) -> None:
+    """Write labels.jpg of the first split, labels_SPLIT.jpg of the others."""
+    for number, (split, table) in enumerate(tables.items()):
+        draw_labels(table, folder / (f"labels_{split}.jpg" if number else "labels.jpg"))
 
 
 def command_line(options: Options) -> None:

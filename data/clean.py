@@ -17,23 +17,23 @@ from data.annotations import Annotations
 from data.config import DataConfig
 from data.files import label_path
 from data.findings import Examination
-from data.polygons import flat
+from data.polygons import without_area
 from data.problems import KINDS
 from data.rows import offsets, repeated
 from utils.options import InputError
 from utils.report import write_text_atomically
 
 
-def check_target(folder: Path, images: Iterable[Path]) -> None:
-    """Refuse a folder that is in use, or lies below the folders of `images` or of their labels.
+def check_target(folder: Path, image_folders: Iterable[Path]) -> None:
+    """Refuse a folder that is in use, or lies below folders of images or of their labels.
 
     Raises:
         InputError: as said.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--write {folder}: expected a folder that is new or empty")
-    for place in {image.parent for image in images}:
-        for home in (place, label_path(place / "any.jpg").parent):
+    for images in image_folders:
+        for home in (images, label_path(images / "any.jpg").parent):
             if folder.resolve().is_relative_to(home.resolve()):
                 raise InputError(f"--write {folder}: lies in {home}, which belongs to the data; give a folder outside")
 
@@ -49,7 +49,7 @@ def write_clean(config: DataConfig, examination: Examination, folder: Path) -> l
     Raises:
         InputError: the folder is in use or belongs to the data, or it or links cannot be made.
     """
-    check_target(folder, (path for table in examination.tables.values() for path in table.paths))
+    check_target(folder, {path.parent for table in examination.tables.values() for path in table.paths})
     changes = [
         f"{problem}: {KINDS[problem.kind].solution}" for problem in examination.problems if KINDS[problem.kind].solution
     ]
@@ -104,7 +104,7 @@ def _rows(table: Annotations) -> Iterator[list[str]]:
     lengths = np.diff(table.polygon_starts)
     scales = sizes.repeat(lengths, axis=0)
     points = table.polygons.clip(0, scales) / scales
-    outlined = (lengths >= 3) & ~flat(points, lengths)
+    outlined = (lengths >= 3) & ~without_area(points, lengths)
     starts = offsets(2 * lengths)
     numbers = points.reshape(-1)
     for image in range(len(table)):

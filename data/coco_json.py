@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from data.polygons import flat
+from data.polygons import without_area
 from data.problems import Problem
 from data.rows import Ints, Rows, repeated
 from utils.options import InputError
@@ -178,7 +178,7 @@ def _doubts(rows: Rows, places: list[int], sizes_wh: npt.NDArray[np.int32]) -> I
         ("box-over-edge", "the box hangs over the image's edge", over),
         ("box-duplicate", "the same as an annotation before", again),
         ("box-two-classes", "the same box as before with another class", second),
-        ("polygon-flat", "a polygon without area", flat(rows.points, rows.point_counts)),
+        ("polygon-flat", "a polygon without area", without_area(rows.points, rows.point_counts)),
     )
     for kind, what, rows_in_doubt in doubts:
         yield from ((places[row], kind, what) for row in rows_in_doubt.nonzero()[0].tolist())

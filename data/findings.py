@@ -7,7 +7,7 @@ size and beginning.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
 from data.files import Progress, find_images, label_path, map_chunks, unreadable, walk
-from data.images import is_image, read_image
+from data.images import is_image, quiet_decoder, read_image
 from data.problems import KINDS, Problem
 from utils.options import InputError
 
@@ -47,10 +47,9 @@ def examine(config: DataConfig, *, decode: bool, bars: Bars) -> Examination:
         InputError: no split can be read.
     """
     images, tables, problems = _read_splits(config, bars)
-    with bars("copies") as show:
-        keys, damaged = _content_keys(sorted({path for table in tables.values() for path in table.paths}), show)
+    keys, damaged = _content_keys({path for table in tables.values() for path in table.paths}, bars)
     if decode:
-        with bars("decoding") as show:
+        with bars("decoding") as show, quiet_decoder():
             damaged += _undecodable(tables, show)
     repetitions = list(_repetitions(config, tables, keys))
     problems += [
@@ -169,13 +168,17 @@ def _decoding_problem(path: Path, expected_wh: Sequence[int]) -> Problem | None:
     return Problem("image-unreadable", str(path), f"its header says {stated} pixels, it has {width}x{height}")
 
 
-def _content_keys(paths: Sequence[Path], progress: Progress) -> tuple[dict[Path, str], list[Problem]]:
-    """Hashes of the files that have another's content, and the files that cannot be read."""
+def _content_keys(paths: Iterable[Path], bars: Bars) -> tuple[dict[Path, str], list[Problem]]:
+    """Hashes of the files that have another's content, and the files that cannot be read.
+
+    Each look is at those files alone that are alike so far.
+    """
     keys = dict.fromkeys(paths, "")
     problems: list[Problem] = []
     for look in (_size, _hash_of_beginning, _hash_of_all):
         extend = partial(_extend, keys, problems, look)
-        map_chunks(extend, list(keys), progress, threads=_THREADS, size=_PER_CALL)
+        with bars("looking for copies") as show:
+            map_chunks(extend, sorted(keys), show, threads=_THREADS, size=_PER_CALL)
         shared = Counter(keys.values())
         keys = {path: key for path, key in keys.items() if shared[key] > 1}
     return keys, problems

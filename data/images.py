@@ -1,6 +1,8 @@
 """Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,17 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 def is_image(name: str) -> bool:
     """Whether a file name has an image's suffix."""
     return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
+
+
+@contextlib.contextmanager
+def quiet_decoder() -> Iterator[None]:
+    """Keep OpenCV from printing, without a file's name, what `read_image` raises."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:

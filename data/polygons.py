@@ -84,7 +84,7 @@ class Polygons:
         return Polygons(np.stack((self.points, meeting), 1)[written].astype(np.float32), lengths)
 
 
-def flat(points: npt.NDArray[np.floating[Any]], lengths: Ints) -> npt.NDArray[np.bool_]:
+def without_area(points: npt.NDArray[np.floating[Any]], lengths: Ints) -> npt.NDArray[np.bool_]:
     """Whether polygons, `lengths` (n) of the points (P, 2) each, enclose less than a millionth of their boxes.
 
     An instance without points is not flat.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.files import label_path
-from data.polygons import flat
+from data.polygons import without_area
 from data.problems import Problem
 from data.rows import Floats, Ints, Rows, offsets, ranges, repeated
 from utils.options import InputError
@@ -87,7 +87,7 @@ def read_labels(
     second = repeated(np.column_stack([owners, corners]), good)
     for number, told in enumerate(_FAULTS, 1):
         text.report(fault == number, *told)
-    for doubt, told in zip((over, flat(points, point_counts), second), _DOUBTS, strict=True):
+    for doubt, told in zip((over, without_area(points, point_counts), second), _DOUBTS, strict=True):
         text.report(good & doubt, *told)
     kept_points = ranges(offsets(point_counts)[:-1][good], point_counts[good])
     scale = sizes_wh[owners[good]].astype(np.float64)
