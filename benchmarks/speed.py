@@ -10,7 +10,6 @@ import copy
 import cProfile
 import io
 import pstats
-import resource
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -199,11 +198,17 @@ def step_memory(cfg: str, plain: bool, batch: int, size: int) -> float:
     images = torch.rand(batch, 3, size, size).to(memory_format=NCHW if plain else NHWC)
     hyp = Hyp()
     optimizer, average, step = make_optimizer(model, "SGD", hyp, batch), EMA(model), training_step(model, images)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = process_memory("VmRSS")
     step()
     optimizer.step()
     average.update()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return process_memory("VmHWM") - before
+
+
+def process_memory(entry: str) -> float:
+    """MB of this process now (VmRSS) or at its peak (VmHWM), as Linux tells; a peak of getrusage may be the parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
 
 
 def measure_memory(options: Options) -> list[str]:
@@ -277,9 +282,12 @@ def main(options: Options) -> None:
         "growth": lambda: measure_growth(options, device),
         "profile": lambda: measure_profile(options, device),
     }
-    for section in options.sections or SECTIONS:
-        lines += measures[section]()
     sys.stdout.write("\n".join(lines))
+    for section in options.sections or SECTIONS:
+        found = measures[section]()
+        lines += found
+        sys.stdout.write("\n".join(found))
+        sys.stdout.flush()
     if options.output:
         write_text_atomically(Path(options.output), "\n".join(lines))
 
