@@ -110,7 +110,7 @@ def plot_batch(
             _write_title(tile, titles[number])
         top, left = number // columns * tile_wh[1], number % columns * tile_wh[0]
         canvas[top : top + tile_wh[1], left : left + tile_wh[0]] = tile
-    _save_image(canvas, path)
+    save_image(canvas, path)
 
 
 def _rows_of(boxes: Tensor, number: int, size_wh: tuple[int, int], least_confidence: float) -> Tensor:
@@ -141,7 +141,8 @@ def _write_title(tile: Image, text: str) -> None:
     cv2.putText(tile, text, (3, foot - below), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-def _save_image(image: Image, path: Path) -> None:
+def save_image(image: Image, path: Path) -> None:
+    """Write a BGR image, whole or not at all, in the format that the suffix names."""
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     if not cv2.imwrite(str(part), image):
         raise OSError(f"{path}: the picture could not be written")

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,12 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
         stems.append(next(stem for stem in tries if stem not in taken))
         taken.add(stems[-1])
     return stems
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Class names made fit for folders: they come out of checkpoints, and must not lead elsewhere."""
+    safe = (re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ")[:100] for name in names)
+    return [name or str(label) for label, name in enumerate(safe)]
 
 
 class ResultsCsv:
