@@ -6,7 +6,6 @@ Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
 import csv
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from utils.boxes import resize
 from utils.drawing import draw_detections
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, run_script
-from utils.report import unique_stems, write_text_atomically
+from utils.report import folder_names, unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
 from utils.upstream import Progress, progress, save_one_box, select_device
 from utils.validation import yolo_lines
@@ -130,7 +129,7 @@ class Output:
         self.names = names
         self.options = options
         self.found = [0] * len(names)
-        self._folder_names = [_as_folder_name(name) or str(label) for label, name in enumerate(names)]
+        self._folder_names = folder_names(names)
         self._stack = ExitStack()
         self._stems = dict(zip(files, unique_stems(files), strict=True))
         self._video: tuple[Path, VideoWriter] | None = None
@@ -211,11 +210,6 @@ class Output:
             corners = (f"{value:.2f}" for value in (x1, y1, x2, y2))
             row = (frame.path, number, int(label), self.names[int(label)], f"{confidence:.5f}", *corners)
             self._csv.writerow(row)
-
-
-def _as_folder_name(name: str) -> str:
-    """A class name made fit for a folder: names come out of checkpoints, and must not lead elsewhere."""
-    return re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ")[:100]
 
 
 def command_line(options: Options) -> None:

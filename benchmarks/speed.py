@@ -206,7 +206,7 @@ def step_memory(cfg: str, plain: bool, batch: int, size: int) -> float:
 
 
 def process_memory(entry: str) -> float:
-    """MB of this process now (VmRSS) or at its peak (VmHWM), as Linux tells; a peak of getrusage may be the parent's."""
+    """MB of this process now (VmRSS) or at its peak (VmHWM), as Linux tells; getrusage's peak may be the parent's."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
 

@@ -79,7 +79,11 @@ class Item:
 
 def letterboxed_item(image: Image, size: int, stride: int) -> Item:
     """Letterbox an image (H, W, 3) that belongs to no data set, as validation does, without labels."""
-    geometry = fit_rectangle((image.shape[1], image.shape[0]), size, stride)
+    return unlabelled_item(image, fit_rectangle((image.shape[1], image.shape[0]), size, stride))
+
+
+def unlabelled_item(image: Image, geometry: Letterbox) -> Item:
+    """Scale and pad an image (H, W, 3) that belongs to no data set as `geometry` says."""
     nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
     return _item(nothing, 0, geometry)
 

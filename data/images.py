@@ -57,23 +57,37 @@ def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:
         encoded = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode_image(encoded, str(path), reduce)
+
+
+def decode_image(encoded: npt.NDArray[np.uint8], source: str, reduce: int = 1) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of an image file as `read_image` does; `source` is what messages call them.
+
+    Raises:
+        InputError: they are no image.
+    """
     jpeg = encoded[:2].tobytes() == _JPEG_START
     mode = _DECODING[reduce if jpeg else 1]
-    image = _decode(path, encoded, mode)
+    image = _decode(encoded, mode, source)
     if image is None and jpeg:
-        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode)
+        image = _decode(np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode, source)
     if image is None:
-        raise InputError(f"{path}: not an image that OpenCV can decode")
+        raise InputError(f"{source}: not an image that OpenCV can decode")
     return image
 
 
-def _decode(path: Path, encoded: npt.NDArray[np.uint8], mode: int) -> npt.NDArray[np.uint8] | None:
+def _decode(encoded: npt.NDArray[np.uint8], mode: int, source: str) -> npt.NDArray[np.uint8] | None:
     if not encoded.size:
         return None
     try:
         return cv2.imdecode(encoded, mode)  # type: ignore[return-value]
     except cv2.error as error:
-        raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
+        raise InputError(f"{source}: cannot be decoded: {' '.join(str(error.err).split())}") from error
+
+
+def swap_red_and_blue(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turn BGR (H, W, 3), as OpenCV has it, into RGB or back."""
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
 class Header(NamedTuple):
@@ -92,7 +106,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         with Image.open(path) as image:
-            orientation = _orientation(image)
+            turned = 5 <= orientation(image) <= 8
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is turned already, in new Pillows only
                 width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
             else:
@@ -104,7 +118,7 @@ def read_header(path: Path) -> Header:
     is_whole = _is_whole(path)
     if not is_whole:
         read_image(path)
-    return Header(height, width, is_whole) if 5 <= orientation <= 8 else Header(width, height, is_whole)
+    return Header(height, width, is_whole) if turned else Header(width, height, is_whole)
 
 
 def _is_whole(path: Path) -> bool:
@@ -118,7 +132,7 @@ def _is_whole(path: Path) -> bool:
         return end in file.read()
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 if there is none; what the header does not hold is not looked for."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2.get(_ORIENTATION, 1))

@@ -7,8 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from models.yolo import load_model
+from utils.checkpoint import save_checkpoint
 from utils.options import ROOT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +64,25 @@ def tiny_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("cfg") / "tiny.yaml"
     path.write_text(yaml.safe_dump(content | {"width_multiple": 0.125, "depth_multiple": 0.1}))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tiny_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model that has learnt nothing, and finds its three classes everywhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_model(tiny_cfg, names=["disc", "cross", "star"])
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of these images, so that no signal fades
+        with torch.no_grad():
+            model(torch.rand(2, 3, 96, 96))
+            for convolution in model.head.m:
+                convolution.weight.mul_(0.3)
+                convolution.bias.zero_()
+    path = tmp_path_factory.mktemp("random") / "random.pt"
+    save_checkpoint(path, {"config": model.config, "names": model.names, "model": model.state_dict()})
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,15 @@ import pytest
 
 from utils.options import ROOT
 
+SCRIPTS = {"train", "val", "detect", "hubconf", "data.check"}
 LAYERS = [
     {"utils.upstream", "utils.options", "utils.archive"},
     {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
-    | {"utils.lift", "utils.assemble", "utils.resume", "utils.report_files"},
-    {"train", "val", "detect", "data.check"},
+    | {"utils.lift", "utils.assemble", "utils.resume", "utils.report_files", "utils.hub", "utils.results"},
+    SCRIPTS,
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}
 FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
@@ -56,11 +57,11 @@ def test_imports_go_downward(file: Path) -> None:
         return
     for other in imports(file):
         top = other.split(".")[0]
-        if top not in {"models", "data", "utils", "train", "val", "detect"}:
+        if top not in {"models", "data", "utils"} | SCRIPTS:
             continue
         assert layer_of(other) <= layer_of(own), f"{own} imports {other}, which is above it"
         assert {own.split(".")[0], top} != {"models", "data"}, f"{own} imports {other}"
-        assert top not in {"train", "val", "detect"}, f"{own} imports the script {other}"
+        assert top not in SCRIPTS, f"{own} imports the script {other}"
 
 
 @pytest.mark.parametrize(("package", "door"), DOORS.items())

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import platform
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -62,6 +63,12 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Class names made fit for folders: they come out of checkpoints, and must not lead elsewhere."""
+    safe = (re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ")[:100] for name in names)
+    return [name or str(label) for label, name in enumerate(safe)]
 
 
 class ResultsCsv:
