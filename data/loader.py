@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from data.dataset import DetectionDataset, Draw, Item
 from data.rows import Floats, Ints
@@ -67,7 +67,7 @@ def collate(items: list[Item]) -> Batch:
     counts = torch.tensor([len(item.labels) for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items), dtype=torch.float32), counts)
     return Batch(
-        images=torch.stack([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),
+        images=default_collate([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),  # in shared memory
         boxes=torch.cat((owners[:, None], torch.cat([item.labels for item in items])), 1),
         indices=[item.index for item in items],
         geometries=[item.geometry for item in items],

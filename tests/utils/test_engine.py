@@ -81,7 +81,7 @@ def test_fifty_steps_lose_the_same_folded_and_plain(tiny_cfg: str) -> None:
     start, losses = load_model(tiny_cfg).double().train(), []
     for prepare in (fold, lambda model: model):
         model = prepare(copy.deepcopy(start))
-        criterion = DetectionLoss(model.head.anchors, 80, {"box": 0.05, "obj": 1.0, "cls": 0.5})
+        criterion = DetectionLoss(model.head.anchors.float(), 80, {"box": 0.05, "obj": 1.0, "cls": 0.5})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         losses.append([])
         for _ in range(50):
