@@ -27,6 +27,7 @@ from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, run_script
 from utils.report import unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
+from utils.tiles import MERGES, tiled
 from utils.upstream import Progress, progress, save_one_box, select_device
 from utils.validation import yolo_lines
 
@@ -58,6 +59,11 @@ class Options(Ranged):
     project: str = option("runs/detect", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
+    batch_size: int = option(16, "tiles in a forward pass", aliases=("--batch",), least=1)
     line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
@@ -93,12 +99,13 @@ def main(options: Options) -> tuple[Path, Source]:
         augment=options.augment,
         folded=options.fold,
     )
+    detector = tiled(predictor, options, size)
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     frames = 0
     with Output(folder, model.names, source.files, options) as output:
         for frame in _with_progress(source):
             item = letterboxed_item(frame.image, size, model.max_stride)
-            output.write(frame, predictor(collate([item])).original[0].cpu())
+            output.write(frame, detector(collate([item])).original[0].cpu())
             frames += 1
     times = predictor.watch.seconds.items()
     speeds = ", ".join(f"{1e3 * value / max(frames, 1):.1f} ms {name}" for name, value in times)

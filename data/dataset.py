@@ -57,20 +57,27 @@ class Draw(NamedTuple):
 class Item:
     """One image ready for a batch: uint8 RGB (3, H, W), and labels (n, 5) class, x, y, w, h in shares of W and H.
 
-    `geometry` says how the image was letterboxed; None when it was augmented.
+    `geometry` says how the image was letterboxed; None when it was augmented. `whole` is the image itself as decoded,
+    BGR (H, W, 3), where it is wanted for tiles to be cut from.
     """
 
     image: Tensor
     labels: Tensor
     index: int
     geometry: Letterbox | None
+    whole: Tensor | None = None
 
 
 def letterboxed_item(image: Image, size: int, stride: int) -> Item:
     """Letterbox an image (H, W, 3) that belongs to no data set, as validation does, without labels."""
-    geometry = fit_rectangle((image.shape[1], image.shape[0]), size, stride)
+    item = fitted_item(image, fit_rectangle((image.shape[1], image.shape[0]), size, stride))
+    return replace(item, whole=torch.from_numpy(image))
+
+
+def fitted_item(image: Image, geometry: Letterbox, index: int = 0) -> Item:
+    """Fit an image (H, W, 3), or a window of one, as `geometry` says, without labels."""
     nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
-    return _item(nothing, 0, geometry)
+    return make_item(nothing, index, geometry)
 
 
 class DetectionDataset(Dataset[Item]):
@@ -109,8 +116,8 @@ class DetectionDataset(Dataset[Item]):
             fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
             for width, height in sizes.tolist()
         ]
-        files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids)
-        self._images = _cached(files, cache, cache_folder, progress) if cache else files
+        self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids)
+        self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -133,16 +140,19 @@ class DetectionDataset(Dataset[Item]):
         if padded_wh is not None:
             geometry = geometry.padded_to(padded_wh)
         if self.augmentation is None:
-            return _item(self._letterboxed(index, geometry), index, geometry)
+            return self._validation_item(index, geometry)
         rng = np.random.default_rng(seed)
         sample = self._letterboxed(index, geometry) if self.rect else self._composed(index, rng, self.augmentation)
-        return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
+        return make_item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
+
+    def _validation_item(self, index: int, geometry: Letterbox) -> Item:
+        return make_item(self._letterboxed(index, geometry), index, geometry)
 
     def _geometry(self, index: int) -> Letterbox:
         return self._letterboxes[self._size_ids[index]]
 
-    def _letterboxed(self, index: int, geometry: Letterbox) -> Sample:
-        """One image with its boxes, scaled and padded as `geometry` says."""
+    def _letterboxed(self, index: int, geometry: Letterbox, image: Image | None = None) -> Sample:
+        """One image (read when not given) with its boxes, scaled and padded as `geometry` says."""
         table = self.annotations
         span = table.rows(index)
         kept = np.flatnonzero(~table.crowd[span])
@@ -155,7 +165,7 @@ class DetectionDataset(Dataset[Item]):
             polygons = self._outlines(index).take(kept)
             polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
         return Sample(
-            letterbox(self._images.read(index), geometry),
+            letterbox(self._images.read(index) if image is None else image, geometry),
             np.concatenate((low, high), 1).astype(np.float32),
             table.classes[span][kept],
             polygons,
@@ -196,7 +206,7 @@ def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: 
     return sample
 
 
-def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
+def make_item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     """Turn BGR (H, W, 3) into contiguous RGB (3, H, W), and boxes into shares of the image."""
     image = np.ascontiguousarray(sample.image.transpose(2, 0, 1)[::-1])
     size = np.array(sample.size_wh, np.float32)
@@ -220,12 +230,16 @@ class _ImageFiles:
         return self.letterboxes[self.ids[index]].scaled_wh
 
     def read(self, index: int) -> Image:
+        return resize(self.read_whole(index), self.scaled_wh(index))
+
+    def read_whole(self, index: int) -> Image:
+        """The image as it is, not resized."""
         image = read_image(self.paths[index])
         expected = self.letterboxes[self.ids[index]].original_wh
         found = image.shape[1], image.shape[0]
         if found != expected:
             raise InputError(f"{self.paths[index]}: is {found} pixels now, was {expected} when the labels were read")
-        return resize(image, self.scaled_wh(index))
+        return image
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""

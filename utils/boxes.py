@@ -6,7 +6,7 @@ divided by the image's size. `_wh` is (width, height).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -76,7 +76,8 @@ def nms(
     Returns:
         For each image (n, 6): x1, y1, x2, y2, confidence, class; the most confident first.
     """
-    return [_suppress(_candidates(image, conf, classes, multi_label), iou, agnostic, max_det) for image in decoded]
+    found = (_candidates(image, conf, classes, multi_label) for image in decoded)
+    return [suppress(rows, iou=iou, agnostic=agnostic)[:max_det] for rows in found]
 
 
 def _candidates(predictions: Tensor, conf: float, classes: list[int] | None, multi_label: bool) -> Tensor:
@@ -98,29 +99,40 @@ def _candidates(predictions: Tensor, conf: float, classes: list[int] | None, mul
     return found[order[:MAX_CANDIDATES]]
 
 
-def _suppress(found: Tensor, iou: float, agnostic: bool, max_det: int) -> Tensor:
-    """Greedy suppression of (n, 6) detections; those of different classes are moved apart unless `agnostic`."""
+def suppress(found: Tensor, *, iou: float, agnostic: bool) -> Tensor:
+    """Drop of detections (n, 6) those that overlap a more confident one of their class, or of any if `agnostic`.
+
+    The most confident come first.
+    """
     if not len(found):
         return found
+    boxes = apart(found, agnostic=agnostic)
+    return found[torch_nms(boxes, found[:, 4].to(boxes), iou)]
+
+
+def apart(found: Tensor, *, agnostic: bool) -> Tensor:
+    """Corners (n, 4) of detections (n, 6), classes moved so far apart that only boxes of one can overlap."""
     # an offset of classes times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
     boxes = found[:, :4].to(torch.float32 if found.device.type == "mps" else torch.float64)
-    if not agnostic:
-        extent = boxes.max() - boxes.min() + 1
-        boxes = boxes + found[:, 5:6].to(boxes) * extent
-    return found[torch_nms(boxes, found[:, 4].to(boxes), iou)[:max_det]]
+    if agnostic or not len(found):
+        return boxes
+    extent = boxes.max() - boxes.min() + 1
+    return boxes + found[:, 5:6].to(boxes) * extent
 
 
 @dataclass(frozen=True)
 class Letterbox:
     """How an image was fitted into another size: scaled by `scale_wh`, then padded by `pad_wh` on the left and top.
 
-    Everything in pixels: original size, size after scaling, and size after padding.
+    Everything in pixels: original size, size after scaling, and size after padding. If only a window of a larger image
+    was fitted, a tile, it begins at `corner_xy` there and `original_wh` is its size.
     """
 
     original_wh: tuple[int, int]
     scaled_wh: tuple[int, int]
     pad_wh: tuple[int, int]
     padded_wh: tuple[int, int]
+    corner_xy: tuple[int, int] = (0, 0)
 
     @property
     def scale_wh(self) -> tuple[float, float]:
@@ -154,6 +166,13 @@ def fit_rectangle(original_wh: tuple[int, int], size: int, stride: int) -> Lette
     return _centred(original_wh, scaled_wh, rectangle(original_wh, size, stride))
 
 
+def fit_window(corner_xy: tuple[int, int], window_wh: tuple[int, int], scale: float, stride: int) -> Letterbox:
+    """Scale a window of an image, and pad it to multiples of the stride."""
+    scaled_wh = _scaled(window_wh, scale)
+    width, height = (-(-side // stride) * stride for side in scaled_wh)
+    return replace(_centred(window_wh, scaled_wh, (width, height)), corner_xy=corner_xy)
+
+
 def _scaled(original_wh: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(round(original_wh[0] * scale), 1), max(round(original_wh[1] * scale), 1)
 
@@ -184,9 +203,17 @@ def letterbox(image: npt.NDArray[np.uint8], geometry: Letterbox) -> npt.NDArray[
 
 
 def unletterbox(xyxy: Tensor, geometry: Letterbox) -> Tensor:
-    """Carry boxes (N, 4) from the letterboxed image back to the original's pixels, clipped to it."""
-    scale, pad = (
-        torch.tensor(pair * 2, dtype=xyxy.dtype, device=xyxy.device) for pair in (geometry.scale_wh, geometry.pad_wh)
+    """Carry boxes (N, 4) from the letterboxed image back to the original's pixels, clipped to what was fitted of it."""
+    scale, pad, corner, limit = (
+        xyxy.new_tensor(pair * 2)
+        for pair in (geometry.scale_wh, geometry.pad_wh, geometry.corner_xy, geometry.original_wh)
     )
-    limit = torch.tensor(geometry.original_wh * 2, dtype=xyxy.dtype, device=xyxy.device)
-    return ((xyxy - pad) / scale).clamp(min=0).minimum(limit)
+    return ((xyxy - pad) / scale).clamp(min=0).minimum(limit) + corner
+
+
+def to_letterbox(xyxy: Tensor, geometry: Letterbox) -> Tensor:
+    """Carry boxes (N, 4) from the original's pixels to the letterboxed image, the inverse of `unletterbox`."""
+    scale, pad, corner = (
+        xyxy.new_tensor(pair * 2) for pair in (geometry.scale_wh, geometry.pad_wh, geometry.corner_xy)
+    )
+    return (xyxy - corner) * scale + pad

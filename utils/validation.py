@@ -17,7 +17,7 @@ from data.loader import Batch, Loader
 from utils.boxes import xyxy_to_xywh
 from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_coco, official
 from utils.drawing import as_batch_boxes, plot_batch
-from utils.engine import Evaluation, Prediction, Predictor, evaluate
+from utils.engine import Detector, Evaluation, Prediction, evaluate
 from utils.loss import DetectionLoss
 from utils.plots import plot_confusion_matrix, plot_curves, plot_precision_recall
 from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
@@ -100,7 +100,7 @@ def yolo_lines(rows: Tensor, size: Tensor, confidences: bool) -> str:
 
 
 def validate(
-    predictor: Predictor,
+    predictor: Detector,
     loader: Loader,
     annotations: Annotations,
     *,
