@@ -18,15 +18,15 @@ import torch
 from data.annotations import Annotations, read_annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
-from data.dataset import DetectionDataset
 from data.loader import Loader, make_loader
+from data.tiling import dataset_kind, image_scales, typical_scale
 from models.fold import fold
 from models.summary import parameters
 from models.yolo import Model
 from utils.anchors import fit_anchors
 from utils.autobatch import largest_batch
 from utils.checkpoint import load_checkpoint, read_weights, restore_rng, rng_state, save_checkpoint, strip
-from utils.engine import NmsSettings, Predictor, Trainer, find_amp, image_weights
+from utils.engine import Detector, NmsSettings, Predictor, Trainer, find_amp, image_weights
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.lift import start_strided
 from utils.loss import DetectionLoss
@@ -37,12 +37,14 @@ from utils.runs import (
     CACHE,
     build_from_weights,
     check_image_size,
+    find_last,
     make_run_folder,
     scan_progress,
     seed_everything,
     start_logging,
     start_model,
 )
+from utils.tiles import TiledPredictor, Tiling
 from utils.upstream import select_device
 from utils.validation import Report, validate, write_report
 
@@ -60,6 +62,7 @@ class Options(Ranged):
     epochs: int = option(100, "passes over the training images", least=1)
     batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
+    tile: int | None = option(None, "train and validate on tiles of so many pixels, cut from large images", least=32)
     rect: bool = option(False, "batches of like shapes, without mosaic")
     resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
     nosave: bool = option(False, "keep the last checkpoint only")
@@ -97,23 +100,15 @@ def run(**options: object) -> Report:
 def main(options: Options) -> Report:
     """Train as the options say."""
     start_logging()
+    if options.tile and (options.rect or options.image_weights):
+        raise InputError("--tile: not together with --rect or --image-weights, which are about whole images")
     checkpoint = None
     if options.resume:
-        path = _find_last(options.resume)
+        path = find_last(options.resume)
         checkpoint = load_checkpoint(path)
         options = _resumed_options(options, checkpoint, path)
     seed_everything(options.seed)
     return Training(options, checkpoint).run()
-
-
-def _find_last(resume: str) -> Path:
-    if resume != "newest":
-        path = Path(resume).resolve()
-        return path / "weights" / "last.pt" if path.is_dir() else path
-    found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError("--resume: no last.pt below runs/")
-    return found[-1].resolve()
 
 
 def _resumed_options(options: Options, checkpoint: dict[str, Any], path: Path) -> Options:
@@ -202,8 +197,9 @@ class Training:
     def _fit_anchors(self) -> None:
         """Fit the anchors to the boxes' sizes in training images."""
         table, head = self.train_table, self.model.head
-        scales = self.size / table.sizes_wh.max(1)
-        boxes = (table.boxes[:, 2:] * np.repeat(scales, table.counts)[:, None])[~table.crowd]
+        boxes = (
+            table.boxes[:, 2:] * np.repeat(image_scales(table, self.size, self.options.tile), table.counts)[:, None]
+        )[~table.crowd]
         given = head.anchors_in_pixels().cpu().double().numpy()
         placeholders = isinstance(self.model.config["anchors"], int) and not self.options.weights
         usable = boxes[(boxes > 0).all(1)]
@@ -243,18 +239,19 @@ class Training:
     def _make_loader(self, table: Annotations, *, train: bool) -> Loader:
         options = self.options
         wanted = {field.name: getattr(self.hyp, field.name) for field in fields(Augmentation)}
+        kind = dataset_kind(options.tile, visible=self.hyp.tile_visible, empty=self.hyp.tile_empty, train=train)
         with scan_progress(f"--cache {options.cache}") as show:
-            dataset = DetectionDataset(
+            dataset = kind(
                 table,
                 self.size,
                 stride=self.model.max_stride,
                 augmentation=Augmentation(**wanted) if train else None,
                 rect=options.rect or not train,
-                cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
+                cache=options.cache,
                 cache_folder=CACHE / "images",
                 progress=show,
             )
-        batch_size = self.batch_size if train else self.batch_size * 2
+        batch_size = self.batch_size if train else 1 if options.tile else self.batch_size * 2
         return make_loader(dataset, batch_size=batch_size, workers=options.workers, seed=options.seed, train=train)
 
     @cached_property
@@ -345,10 +342,12 @@ class Training:
         return stop
 
     def _validate(self, model: Model | None = None) -> Report:
-        measured = model or self.trainer.ema.model
-        predictor = Predictor(measured, self.device, settings=VALIDATION, folded=self.options.fold)
+        plain = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION, folded=self.options.fold)
+        tile, count = self.options.tile, self.batch_size * 2
+        detector: Detector = TiledPredictor(plain, Tiling(tile, batch_size=count), self.size) if tile else plain
+        criterion = None if tile else self.trainer.criterion  # boxes merged from tiles are in no map
         pictures = None if self.options.noplots else self.folder
-        return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
+        return validate(detector, self.val_loader, self.val_table, criterion=criterion, pictures=pictures)
 
     def _save(self, epoch: int, *, improved: bool, final: bool) -> None:
         """Write last.pt, best.pt when this epoch is the best so far, and the periodic checkpoint when due."""
@@ -375,6 +374,7 @@ class Training:
             },
             "options": asdict(options),
             "hyp": asdict(self.hyp),
+            "scale": typical_scale(self.train_table, self.size, options.tile),
             "versions": {"torch": str(torch.__version__)},
         }
         save_checkpoint(self.weights_folder / "last.pt", content)

@@ -22,7 +22,7 @@ from utils.options import InputError, Ranged, option, run_script
 from utils.plots import plot_study
 from utils.report import write_text_atomically
 from utils.runs import CACHE, check_image_size, make_run_folder, open_model, scan_progress, start_logging
-from utils.tiles import MERGES, tiled
+from utils.tiles import MERGES, tile_side, tiled
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate, write_coco_json, write_report
 
@@ -80,6 +80,8 @@ def main(options: Options) -> Report:
     model = open_model(options.weights, None if options.single_cls else annotations.names)
     if options.single_cls:
         annotations = annotations.as_single_class()
+    if options.tile:
+        tile_side(options.tile, options.imgsz, Path(options.weights))  # refused before anything is written
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     for line in annotations.problems[:10]:
         logger.warning(line)

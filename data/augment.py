@@ -98,7 +98,7 @@ def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sa
         np.concatenate([sample.classes for sample in samples]),
         Polygons.concatenate(outlines) if outlines else None,
     )
-    return _clip(joined, min_side=0)  # the warp that follows may enlarge what is tiny here
+    return clip(joined, min_side=0)  # the warp that follows may enlarge what is tiny here
 
 
 def random_perspective(sample: Sample, rng: np.random.Generator, size: int, strength: Augmentation) -> Sample:
@@ -143,7 +143,7 @@ def warp(sample: Sample, matrix: Matrix, size: int) -> Sample:
     polygons = sample.polygons
     if polygons is not None:
         polygons = replace(polygons, points=carry(polygons.points, matrix))
-    return _clip(Sample(image, boxes, sample.classes, polygons), min_side=MIN_SIDE)  # type: ignore[arg-type]
+    return clip(Sample(image, boxes, sample.classes, polygons), min_side=MIN_SIDE)  # type: ignore[arg-type]
 
 
 def carry(points: Floats, matrix: Matrix) -> Floats:
@@ -152,22 +152,27 @@ def carry(points: Floats, matrix: Matrix) -> Floats:
     return (carried[:, :2] / np.maximum(carried[:, 2:], HORIZON)).astype(np.float32)
 
 
-def _clip(sample: Sample, *, min_side: float) -> Sample:
-    """Cut boxes and outlines at the image's borders and drop the instances of which too little is left."""
+def clip(
+    sample: Sample, *, min_side: float, visible: float = MIN_VISIBLE, visible_polygon: float = MIN_VISIBLE_POLYGON
+) -> Sample:
+    """Cut boxes and outlines at the image's borders and drop the instances of which too little is left.
+
+    `visible` is the least share of a box's area, `visible_polygon` that of the box around an outline.
+    """
     limit = np.array(sample.size_wh * 2, np.float32)
-    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), MIN_VISIBLE), sample.polygons
-    visible = np.clip(whole, 0, limit)
+    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), visible), sample.polygons
+    left = np.clip(whole, 0, limit)
     if polygons is not None:
         outlined = polygons.lengths > 0
         whole = np.where(outlined[:, None], polygons.bounds_xyxy(), whole)
         polygons = polygons.clip(sample.size_wh)
-        visible = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), visible)
-        least[outlined] = MIN_VISIBLE_POLYGON
+        left = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), left)
+        least[outlined] = visible_polygon
 
-    whole_wh, visible_wh = whole[:, 2:] - whole[:, :2], visible[:, 2:] - visible[:, :2]
-    shorter, longer = visible_wh.min(1), visible_wh.max(1)
-    keep = (shorter > min_side) & (longer < MAX_ASPECT * shorter) & (visible_wh.prod(1) > least * whole_wh.prod(1))
-    return replace(sample, boxes=visible, polygons=polygons).take(keep.nonzero()[0])
+    whole_wh, left_wh = whole[:, 2:] - whole[:, :2], left[:, 2:] - left[:, :2]
+    shorter, longer = left_wh.min(1), left_wh.max(1)
+    keep = (shorter > min_side) & (longer < MAX_ASPECT * shorter) & (left_wh.prod(1) > least * whole_wh.prod(1))
+    return replace(sample, boxes=left, polygons=polygons).take(keep.nonzero()[0])
 
 
 def hsv(sample: Sample, rng: np.random.Generator, strength: Augmentation) -> Sample:

@@ -113,11 +113,16 @@ class DetectionDataset(Dataset[Item]):
         self.rect = rect
         sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
         self._letterboxes = [  # one for each size that occurs
-            fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
-            for width, height in sizes.tolist()
+            self._fit((width, height), stride) for width, height in sizes.tolist()
         ]
         self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids)
         self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
+
+    def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
+        """How images of a size are scaled and padded."""
+        if self.rect:
+            return fit_rectangle(original_wh, self.size, stride)
+        return fit(original_wh, (self.size, self.size))
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -153,6 +158,11 @@ class DetectionDataset(Dataset[Item]):
 
     def _letterboxed(self, index: int, geometry: Letterbox, image: Image | None = None) -> Sample:
         """One image (read when not given) with its boxes, scaled and padded as `geometry` says."""
+        pixels = self._images.read(index) if image is None else image
+        return replace(self._instances(index, geometry), image=letterbox(pixels, geometry))
+
+    def _instances(self, index: int, geometry: Letterbox) -> Sample:
+        """An image's boxes, scaled and padded as `geometry` says, without its pixels."""
         table = self.annotations
         span = table.rows(index)
         kept = np.flatnonzero(~table.crowd[span])
@@ -164,12 +174,8 @@ class DetectionDataset(Dataset[Item]):
         if table.has_polygons:
             polygons = self._outlines(index).take(kept)
             polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
-        return Sample(
-            letterbox(self._images.read(index) if image is None else image, geometry),
-            np.concatenate((low, high), 1).astype(np.float32),
-            table.classes[span][kept],
-            polygons,
-        )
+        corners = np.concatenate((low, high), 1).astype(np.float32)
+        return Sample(np.empty((0, 0, 3), np.uint8), corners, table.classes[span][kept], polygons)
 
     def _outlines(self, index: int) -> Polygons:
         """The outlines of an image's instances in original pixels, crowd regions included."""
@@ -278,7 +284,7 @@ class _DiskImages:
     def read(self, index: int) -> Image:
         target = self._file(index)
         if target.is_file():
-            return np.load(target, allow_pickle=False)
+            return np.load(target, mmap_mode="r", allow_pickle=False)  # of a large one a tile may be all that is read
         image = self.files.read(index)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             np.save(part, image)

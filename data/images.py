@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import warnings
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from utils.options import InputError
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow reads no more than headers here
 LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 
@@ -52,6 +54,10 @@ def _decode(path: Path, encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]
     try:
         return cv2.imdecode(encoded, cv2.IMREAD_COLOR)  # type: ignore[return-value]
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error.err):
+            raise InputError(
+                f"{path}: has more pixels than OpenCV decodes; set OPENCV_IO_MAX_IMAGE_PIXELS to allow more than 2^30"
+            ) from error
         raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 
 
@@ -70,7 +76,10 @@ def image_size(path: Path) -> tuple[int, int]:
                 width, height = image.size
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow will not even tell the size of what is so large
+        height, width = read_image(path).shape[:2]
+        return width, height
+    except OSError as error:
         raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
     if not _is_whole(path):
         read_image(path)

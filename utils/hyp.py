@@ -8,7 +8,19 @@ from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SPD_STARTS = ("full", "lifted")
-SHARES = ("flipud", "fliplr", "mosaic", "mixup", "copy_paste", "label_smoothing", "hsv_h", "hsv_s", "hsv_v", "scale")
+SHARES = (
+    "flipud",
+    "fliplr",
+    "mosaic",
+    "mixup",
+    "copy_paste",
+    "label_smoothing",
+    "hsv_h",
+    "hsv_s",
+    "hsv_v",
+    "scale",
+    "tile_visible",
+)
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(("momentum", "warmup_momentum"), (0, 0.9999)),
@@ -16,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is 
     "nominal_batch": (1, math.inf),
     "ema_tau": (1, math.inf),
     "anchors": (1, 100),
+    "tile_empty": (0, 0.9),
 }
 
 
@@ -56,6 +69,8 @@ class Hyp:
     mosaic: float = 1.0
     mixup: float = 0.0
     copy_paste: float = 0.0
+    tile_visible: float = 0.3  # with --tile: least share of a cut box that a tile must show to have it as a label
+    tile_empty: float = 0.2  # with --tile: share of the tiles that are drawn where no object's centre is
 
     def scaled_gains(self, classes: int, scales: int, size: int) -> dict[str, float]:
         """The gains of the three losses for a data set and a model, as YOLOv5 scales them."""
