@@ -23,11 +23,11 @@ from data.loader import collate
 from data.sources import Frame, Source, VideoWriter, open_source
 from utils.boxes import resize
 from utils.drawing import draw_detections
-from utils.engine import NmsSettings, Predictor
+from utils.engine import Detector, NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, run_script
 from utils.report import unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
-from utils.tiles import MERGES, tiled
+from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, save_one_box, select_device
 from utils.validation import yolo_lines
 
@@ -103,7 +103,7 @@ def main(options: Options) -> tuple[Path, Source]:
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     frames = 0
     with Output(folder, model.names, source.files, options) as output:
-        for frame in _with_progress(source):
+        for frame in _with_progress(source, detector):
             item = letterboxed_item(frame.image, size, model.max_stride)
             output.write(frame, detector(collate([item])).original[0].cpu())
             frames += 1
@@ -114,11 +114,13 @@ def main(options: Options) -> tuple[Path, Source]:
     return folder, source
 
 
-def _with_progress(source: Source) -> Iterator[Frame]:
-    """Frames with a bar that counts files, or the frames of a single video."""
+def _with_progress(source: Source, detector: Detector) -> Iterator[Frame]:
+    """Frames with a bar that counts files, and tells the frame of a video and the tile of an image."""
     bar: Progress[Frame] = progress(description="detect", total=len(source.files), unit="file")
     with bar:
         last = None
+        if isinstance(detector, TiledPredictor):
+            detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
         for frame in source:
             if last is not None and frame.path != last:
                 bar.update()
@@ -184,6 +186,7 @@ class Output:
             line_width=options.line_thickness,
             hide_labels=options.hide_labels,
             hide_conf=options.hide_conf,
+            copy=False,  # nothing looks at the image after this, and it may be large
         )
         if frame.is_video:
             writer = self._writer(frame, stem)
