@@ -6,39 +6,41 @@ Writes checkpoints, results.csv, pictures, curves and TensorBoard events to PROJ
 """
 
 import logging
+import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import Annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
-from data.loader import Loader, make_loader
-from data.tiling import dataset_kind, image_scales, typical_scale
+from data.loader import Loader, LoaderError, make_loader
+from data.tiling import dataset_kind, typical_scale
 from models.fold import fold
 from models.summary import parameters
 from models.yolo import Model
-from utils.anchors import fit_anchors
+from utils.assemble import fit_model_anchors, freeze, make_loss
 from utils.autobatch import largest_batch
-from utils.checkpoint import load_checkpoint, read_weights, restore_rng, rng_state, save_checkpoint, strip
-from utils.engine import Detector, NmsSettings, Predictor, Trainer, find_amp, image_weights
+from utils.checkpoint import load_checkpoint, read_weights, rng_state, save_checkpoint, strip
+from utils.engine import Detector, NmsSettings, NonFiniteLossError, Place, Predictor, Trainer, find_amp, image_weights
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.lift import start_strided
-from utils.loss import DetectionLoss
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
-from utils.options import InputError, Ranged, from_mapping, option, run_script
+from utils.options import InputError, Interrupted, Ranged, from_mapping, option, run_script
+from utils.resume import find_last, fingerprint, refuse_changed_data, restore, resumed_options, training_state
 from utils.run_log import RunLog
 from utils.runs import (
     CACHE,
+    StopSignals,
     build_from_weights,
     check_image_size,
-    find_last,
     make_run_folder,
+    read_split,
     scan_progress,
     seed_everything,
     start_logging,
@@ -46,7 +48,7 @@ from utils.runs import (
 )
 from utils.tiles import TiledPredictor, Tiling
 from utils.upstream import select_device
-from utils.validation import Report, validate, write_report
+from utils.validation import FITNESS, Report, parse_fitness, validate
 
 VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
@@ -85,11 +87,14 @@ class Options(Ranged):
         None, "share taken from the true class; the recipe's when not given", least=0, most=1
     )
     patience: int = option(100, "epochs without improvement before stopping; 0 never stops", least=0)
-    freeze: list[int] = option([0], "rows to freeze: one number is the first so many, several are those rows", least=0)
+    freeze: list[str] = option(["0"], "rows to freeze: backbone, one number for the first so many, or those rows")
     save_period: int = option(-1, "keep a checkpoint every so many epochs")
+    save_interval: float = option(0, "minutes between checkpoints within an epoch; 0 saves at its end only", least=0)
+    fitness: str = option(FITNESS, "figures whose sum chooses best.pt, such as AP_S alone")
     seed: int = option(0, "seed of everything random", least=0)
     amp: bool = option(True, "reduced precision where the hardware has it")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+    compile: bool = option(False, "let torch.compile make kernels; takes minutes, then saves time")
 
 
 def run(**options: object) -> Report:
@@ -106,53 +111,50 @@ def main(options: Options) -> Report:
     if options.resume:
         path = find_last(options.resume)
         checkpoint = load_checkpoint(path)
-        options = _resumed_options(options, checkpoint, path)
+        options = resumed_options(options, checkpoint, path)
     seed_everything(options.seed)
-    return Training(options, checkpoint).run()
-
-
-def _resumed_options(options: Options, checkpoint: dict[str, Any], path: Path) -> Options:
-    """The run's own options, in its own folder."""
-    if checkpoint["optimizer"] is None or checkpoint["options"] is None:
-        raise InputError(f"{path}: holds a finished model, not a run to continue; use it as --weights")
-    saved = from_mapping(Options, checkpoint["options"], f"{path}: options")
-    return replace(
-        saved, resume=str(path), project=str(path.parents[2]), name=path.parents[1].name, exist_ok=True,
-        device=options.device,
-    )  # fmt: skip
+    with StopSignals() as signals:
+        return Training(options, checkpoint, signals).run()
 
 
 class Training:
     """One run: built from the options before anything is written, then trained."""
 
-    def __init__(self, options: Options, checkpoint: dict[str, Any] | None) -> None:
+    def __init__(self, options: Options, checkpoint: dict[str, Any] | None, signals: StopSignals) -> None:
         self.logger = logging.getLogger("yolov5-spd")
         self.device = select_device(options.device)
         self.hyp = self._recipe(options, checkpoint)
         self.options = options
+        self.signals = signals
+        self.fitness = parse_fitness(options.fitness)
         self.train_table, self.val_table = self._read_data()
+        self.data = {"train": fingerprint(self.train_table), "val": fingerprint(self.val_table)}
         self.model = self._make_model(checkpoint).to(self.device).to(memory_format=torch.channels_last)
         self.size = check_image_size(options.imgsz, self.model.max_stride)
         if not options.noautoanchor and checkpoint is None:
-            self._fit_anchors()
+            placeholders = isinstance(self.model.config["anchors"], int) and not options.weights
+            boxes = self.train_table.wh_at(self.size, options.tile)
+            fit_model_anchors(self.model, boxes, self.hyp.anchor_t, always=placeholders)
         if options.fold:
             fold(self.model)
-        self._freeze()
+        freeze(self.model, options.freeze)
         self.batch_size = self._choose_batch_size()
         self.loader = self._make_loader(self.train_table, train=True)
         self.trainer = self._make_trainer()
         self.stopper = EarlyStopping(options.patience)
         self.average_precision = [0.0] * len(self.train_table.names)
-        self.start = 0
+        self.start = Place()
         self.saved_best: int | None = None  # epoch of best.pt
         if checkpoint is not None:
             self._restore(checkpoint)
+        self.reached: Callable[[], Place] = lambda: self.start
+        self.saved_at = time.monotonic()
         self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok, below="weights")
         self.weights_folder = self.folder / "weights"
         self.best = self.weights_folder / "best.pt"
         if self.saved_best is None:
             self.best.unlink(missing_ok=True)  # of an earlier run in this folder
-        self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start)
+        self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start.epoch)
 
     @staticmethod
     def _recipe(options: Options, checkpoint: dict[str, Any] | None) -> Hyp:
@@ -166,19 +168,8 @@ class Training:
     def _read_data(self) -> tuple[Annotations, Annotations]:
         config = load_data_config(self.options.data)
         prepare(config)
-        tables = []
-        for split in ("train", "val"):
-            with scan_progress(f"{split}: labels") as show:
-                table = read_annotations(config, split, cache=CACHE, progress=show)
-            plain = int((~table.crowd).sum())
-            empty = int((table.counts == 0).sum())
-            self.logger.info(f"{split}: {len(table)} images, {plain} labels, {empty} images without")
-            for line in table.problems[:10]:
-                self.logger.warning(line)
-            if len(table.problems) > 10:
-                self.logger.warning(f"... and {len(table.problems) - 10} more of {split}")
-            tables.append(table.as_single_class() if self.options.single_cls else table)
-        return tables[0], tables[1]
+        tables = read_split(config, "train"), read_split(config, "val")
+        return (tables[0].as_single_class(), tables[1].as_single_class()) if self.options.single_cls else tables
 
     def _make_model(self, checkpoint: dict[str, Any] | None) -> Model:
         names = self.train_table.names
@@ -193,34 +184,6 @@ class Training:
                 self.logger.info(f"spd_init lifted: rows {', '.join(map(str, start_strided(model)))} start strided")
         self.logger.info(f"{self.options.cfg or self.options.weights}: {parameters(model):,} parameters")
         return model
-
-    def _fit_anchors(self) -> None:
-        """Fit the anchors to the boxes' sizes in training images."""
-        table, head = self.train_table, self.model.head
-        boxes = (
-            table.boxes[:, 2:] * np.repeat(image_scales(table, self.size, self.options.tile), table.counts)[:, None]
-        )[~table.crowd]
-        given = head.anchors_in_pixels().cpu().double().numpy()
-        placeholders = isinstance(self.model.config["anchors"], int) and not self.options.weights
-        usable = boxes[(boxes > 0).all(1)]
-        fitted, before, after = fit_anchors(usable, given, self.hyp.anchor_t, always=placeholders)
-        if fitted is given:
-            self.logger.info(f"anchors: {before}; kept")
-            return
-        self.logger.info(f"anchors: {before}; fitted anew: {after}")
-        self.model.head.set_anchors(torch.from_numpy(fitted))
-        self.model.config["anchors"] = fitted.reshape(len(fitted), -1).round(2).tolist()
-
-    def _freeze(self) -> None:
-        """Stop the gradients of the rows that --freeze names."""
-        wanted, count = self.options.freeze, len(self.model.model)
-        rows = range(wanted[0]) if len(wanted) == 1 else wanted
-        if any(row >= count for row in rows) or len(set(rows)) == count:
-            raise InputError(f"--freeze {wanted}: the model has rows 0 to {count - 1}, and one must be left to learn")
-        for row in rows:
-            self.model.model[row].requires_grad_(False)
-        if rows:
-            self.logger.info(f"frozen rows: {', '.join(map(str, rows))}")
 
     def _choose_batch_size(self) -> int:
         if self.options.batch_size == -1:
@@ -261,85 +224,119 @@ class Training:
 
     def _make_trainer(self) -> Trainer:
         options, hyp, model = self.options, self.hyp, self.model
-        head = model.head
-        gains = hyp.scaled_gains(head.classes, len(head.strides), self.size)
-        criterion = DetectionLoss(
-            head.anchors,
-            head.classes,
-            gains,
-            anchor_t=hyp.anchor_t,
-            cls_pw=hyp.cls_pw,
-            obj_pw=hyp.obj_pw,
-            fl_gamma=hyp.fl_gamma,
-            label_smoothing=hyp.label_smoothing,
-        ).to(self.device)
         assert hyp.optimizer is not None
         return Trainer(
             model=model,
             ema=EMA(model, tau=hyp.ema_tau),
-            criterion=criterion,
+            criterion=make_loss(model, hyp, self.train_table, self.size).to(self.device),
             optimizer=make_optimizer(model, hyp.optimizer, hyp, self.batch_size),
             schedule=Schedule(hyp, options.epochs, len(self.loader), self.batch_size, cosine=options.cos_lr),
             scaler=torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16),
             device=self.device,
             amp=self.amp,
             multi_scale=options.multi_scale,
+            compiled=options.compile,
             seed=options.seed,
         )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written."""
-        trainer = self.trainer
-        trainer.model.load_state_dict(checkpoint["model"])
-        trainer.criterion.anchors.copy_(trainer.model.head.anchors)  # which AutoAnchor may have fitted
-        trainer.ema.model.load_state_dict(checkpoint["ema"])
-        trainer.ema.updates = checkpoint["updates"]
-        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty from a run in another precision
-            trainer.scaler.load_state_dict(checkpoint["scaler"])
-        restore_rng(checkpoint["rng"])
+        """Continue where the checkpoint was written, unless the data are others now or nothing is left to do."""
+        options = self.options
+        for split, found in self.data.items():
+            refuse_changed_data(checkpoint["data"][split], found, f"{options.data}: {split}")
+        self.start = restore(self.trainer, checkpoint)
         best = checkpoint["best"]
         self.stopper.best, self.stopper.best_epoch = best["fitness"], best["epoch"]
         self.saved_best, self.average_precision = best["saved"], best["average_precision"]
-        self.start = checkpoint["epoch"] + 1
-        if self.start >= self.options.epochs:
-            raise InputError(f"--resume {self.options.resume}: all {self.options.epochs} epochs are done")
+        planned = checkpoint["options"]["epochs"]
+        if options.epochs <= self.start.epoch:
+            raise InputError(
+                f"--resume {options.resume}: {self.start.epoch} epochs are done; --epochs with a larger number goes on"
+            )
+        if options.epochs != planned:
+            self.logger.info(f"{options.epochs} epochs, not {planned}: learning rates follow the new length from here")
 
     def run(self) -> Report:
         """Train all epochs, then validate the best one; returns that validation."""
         self.log.settings(opt=asdict(self.options), hyp=asdict(self.hyp))
-        if self.start == 0:
+        if self.start == Place():
             self.log.labels(self.train_table)
             self.log.graph(self.model, self.size)
         started = time.perf_counter()
         self.logger.info(f"training {self.options.epochs} epochs at {self.size} px in {self.folder}")
-        for epoch in range(self.start, self.options.epochs):
-            if self._epoch(epoch):
+        place = self.start
+        while place.epoch < self.options.epochs:
+            if self._epoch(place):
                 self.logger.info(f"no improvement in {self.options.patience} epochs: stopped")
                 break
+            place = Place(place.epoch + 1)
         self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
         return self._finish()
 
-    def _epoch(self, epoch: int) -> bool:
-        """Train, validate if due, log and save; returns whether to stop early."""
-        options, trainer = self.options, self.trainer
+    def _epoch(self, place: Place) -> bool:
+        """Train and validate; when something stops it, save what was reached; returns whether to stop early."""
+        try:
+            try:
+                losses = self._train(place)
+                self.signals.check()
+                return self._conclude(place.epoch, losses)
+            except (Interrupted, LoaderError):
+                self._save(self.reached())
+                self.logger.info(f"saved; train.py --resume {self.folder} goes on from here")
+                raise
+        except NonFiniteLossError as error:
+            raise self._explained(error, place.epoch) from error
+
+    def _train(self, place: Place) -> dict[str, float]:
+        """Train what is left of an epoch; returns its mean losses."""
         weights = None
-        if options.image_weights:
+        if self.options.image_weights:
             weights = image_weights(self.train_table.classes, self.train_table.starts, self.average_precision)
-        self.loader.set_epoch(epoch, weights)
-        draw = self.log.batch_drawer(self.train_table) if epoch == 0 else None
-        losses = trainer.train_one_epoch(self.loader, epoch, on_batch=draw)
+        self.loader.set_epoch(place.epoch, weights, first=place.batch)
+        draw = self.log.batch_drawer(self.train_table) if place.epoch == 0 else None
+        self.reached = lambda: place
+        with self.signals.deferred():
+            return self.trainer.train_one_epoch(self.loader, place, on_batch=draw, on_step=self._after_step)
+
+    def _after_step(self, reached: Callable[[], Place]) -> None:
+        """Stop if a signal has come, and save if it is time."""
+        self.reached = reached
+        self.signals.check()
+        interval = 60 * self.options.save_interval
+        if interval and time.monotonic() - self.saved_at >= interval:
+            self._save(reached())
+
+    def _conclude(self, epoch: int, losses: dict[str, float]) -> bool:
+        """Validate if due, log and save; returns whether to stop early."""
+        options, trainer = self.options, self.trainer
         last = epoch == options.epochs - 1
         report = self._validate() if last or not options.noval else None
         self.log.epoch(epoch, losses, report, [group["lr"] for group in trainer.optimizer.param_groups])
         improved, stop = False, False
         if report is not None:
             self.logger.info("\n".join(report.table().splitlines()[:2]))
-            self.average_precision = [row.AP for row in report.metrics.per_class]
-            improved = self.stopper.improves(report.fitness, epoch)
+            self.average_precision = [row.figures["AP"] for row in report.metrics.per_class]
+            fitness = report.fitness(self.fitness)
+            if math.isnan(fitness):
+                self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
+            improved = self.stopper.improves(fitness, epoch)
             stop = self.stopper.exhausted(epoch)
-        self._save(epoch, improved=improved, final=last or stop)
+        if not options.nosave or last or stop:
+            is_best = improved or options.nosave or ((last or stop) and self.saved_best is None)
+            self._save(Place(epoch + 1), is_best=is_best)
         return stop
+
+    def _explained(self, error: NonFiniteLossError, epoch: int) -> InputError:
+        """Draw the batch that spoilt the loss, and tell which images were in it."""
+        batch = self.loader.batch(error.number)
+        names = ", ".join(self.train_table.paths[index].name for index in batch.indices)
+        picture = self.log.debug_batch(batch, self.train_table, f"epoch{epoch}_batch{error.number}")
+        last = self.weights_folder / "last.pt"
+        kept = f"; {last} is from before" if last.is_file() else ""
+        return InputError(
+            f"epoch {epoch + 1}, batch {error.number + 1}: {error} with {names} ({picture}){kept}; a lower lr0 or"
+            " --no-amp may help"
+        )
 
     def _validate(self, model: Model | None = None) -> Report:
         plain = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION, folded=self.options.fold)
@@ -349,38 +346,30 @@ class Training:
         pictures = None if self.options.noplots else self.folder
         return validate(detector, self.val_loader, self.val_table, criterion=criterion, pictures=pictures)
 
-    def _save(self, epoch: int, *, improved: bool, final: bool) -> None:
-        """Write last.pt, best.pt when this epoch is the best so far, and the periodic checkpoint when due."""
-        trainer, options = self.trainer, self.options
-        if options.nosave and not final:
-            return
-        is_best = improved or options.nosave or (final and self.saved_best is None)
+    def _save(self, place: Place, *, is_best: bool = False) -> None:
+        """Write last.pt, best.pt if these weights are the best so far, and the periodic checkpoint when due."""
+        epoch = place.epoch - 1  # the one concluded
         self.saved_best = epoch if is_best else self.saved_best
-        content: dict[str, Any] = {
-            "config": trainer.model.config,
-            "names": trainer.model.names,
-            "model": trainer.model.state_dict(),
-            "ema": trainer.ema.model.state_dict(),
-            "updates": trainer.ema.updates,
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
+        content = training_state(self.trainer, place) | {
             "rng": rng_state(),
-            "epoch": epoch,
+            "data": self.data,
             "best": {
                 "fitness": self.stopper.best,
                 "epoch": self.stopper.best_epoch,
                 "saved": self.saved_best,
                 "average_precision": self.average_precision,
             },
-            "options": asdict(options),
+            "options": asdict(self.options),
             "hyp": asdict(self.hyp),
-            "scale": typical_scale(self.train_table, self.size, options.tile),
+            "scale": typical_scale(self.train_table, self.size, self.options.tile),
             "versions": {"torch": str(torch.__version__)},
         }
-        save_checkpoint(self.weights_folder / "last.pt", content)
-        if is_best:
+        if is_best:  # before last.pt, which says that it is there
             save_checkpoint(self.best, strip(content))
-        if options.save_period > 0 and (epoch + 1) % options.save_period == 0:
+        save_checkpoint(self.weights_folder / "last.pt", content)
+        self.saved_at = time.monotonic()
+        period = self.options.save_period
+        if period > 0 and place.batch == 0 and place.epoch % period == 0:
             save_checkpoint(self.weights_folder / f"epoch{epoch}.pt", content)
 
     def _finish(self) -> Report:
@@ -388,8 +377,8 @@ class Training:
         report = self._validate(build_from_weights(read_weights(self.best)))
         assert self.saved_best is not None
         self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
-        write_report(report, self.folder, asdict(self.options), plots=not self.options.noplots)
-        self.log.finish(self.options.epochs)
+        title = f"best.pt of {self.folder.name} on {Path(self.options.data).stem}, epoch {self.saved_best + 1}"
+        self.log.finish(report, asdict(self.options), title=title)
         self.logger.info(f"results in {self.folder}")
         return report
 

@@ -1,1 +1,1 @@
-"""Measurements of speed and accuracy, each a script that writes a page of results."""
+"""Measurements of speed, and their results in results/."""

@@ -5,16 +5,12 @@
 The speeds of one image, its tiles in batches and one by one, are measured in turns within one process.
 """
 
-import statistics
 import tempfile
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-import torch
-
 import val
-from benchmarks.speed import Timed, processor, take_turns
+from benchmarks.timing import Timed, heading, table, take_turns
 from data.annotations import read_annotations
 from data.config import load_data_config
 from data.dataset import letterboxed_item
@@ -48,13 +44,13 @@ class Options(Ranged):
 
 def largest_image(options: Options, size: int, stride: int) -> Batch:
     """The largest image of the split val, as detection takes it."""
-    table = read_annotations(load_data_config(options.data), "val")
-    path = table.paths[int(table.sizes_wh.prod(1).argmax())]
+    annotations = read_annotations(load_data_config(options.data), "val")
+    path = annotations.paths[int(annotations.sizes_wh.prod(1).argmax())]
     return collate([letterboxed_item(read_image(path), size, stride)])
 
 
 def speed(options: Options) -> list[str]:
-    """Lines about the images a second, tiles in batches against tiles one by one."""
+    """Lines about the time for an image, tiles in batches against tiles one by one."""
     model = open_model(options.weights)
     size = check_image_size(options.imgsz, model.max_stride)
     predictor = Predictor(model, select_device(options.device), settings=NmsSettings(conf=0.25))
@@ -70,18 +66,7 @@ def speed(options: Options) -> list[str]:
     assert batch.wholes[0] is not None
     height, width = batch.wholes[0].shape[:2]
     count = len(variants["one by one"][0].windows((width, height)))
-    baseline = statistics.median(times["one by one"])
-    lines = [
-        f"### An image of {width} x {height} px, {count} tiles of {tile} px",
-        "",
-        "| tiles in a forward pass | images/s | fastest | slowest | speed-up |",
-        "|---|---|---|---|---|",
-    ]
-    for name, samples in times.items():
-        median = statistics.median(samples)
-        rates = " | ".join(f"{1e3 / value:.3f}" for value in (median, min(samples), max(samples)))
-        lines.append(f"| {name} | {rates} | {baseline / median:.2f}x |")
-    return [*lines, ""]
+    return table(f"An image of {width} x {height} px in {count} tiles of {tile} px, by tiles in a forward pass", times)
 
 
 def accuracy(options: Options) -> list[str]:
@@ -110,17 +95,10 @@ def accuracy(options: Options) -> list[str]:
 
 def main(options: Options) -> None:
     """Measure all and print or write the tables."""
+    flags = f"--weights {Path(options.weights).name} --data {Path(options.data).name} --img {options.imgsz}"
+    command = f"python -m benchmarks.tiles {flags} --tile {options.tile} --batch {options.batch_size}"
     device = select_device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    lines = [
-        f"# Tiles: {Path(options.weights).name} on {Path(options.data).name}",
-        "",
-        f"{date.today().isoformat()}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}."
-        f" Medians of {options.rounds} turns.",
-        "",
-        *speed(options),
-        *accuracy(options),
-    ]
+    lines = [*heading("Large images in tiles", command, device), *speed(options), *accuracy(options)]
     print("\n".join(lines))
     if options.output:
         write_text_atomically(Path(options.output), "\n".join(lines))

@@ -7,6 +7,7 @@ function writes into the arrays it is given.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +17,6 @@ from data.polygons import Floats, Polygons
 from data.rows import Ints
 from utils.boxes import GREY
 
-MIN_SIDE = 2.0  # pixels; a box must be wider and higher to survive a warp
-MIN_VISIBLE = 0.1  # share of a box's area that must stay in the image
 MIN_VISIBLE_POLYGON = 0.01  # the same where an outline says what is still there
 MAX_ASPECT = 100.0  # slivers beyond this ratio of the sides are dropped
 MAX_COVER = 0.3  # share of a present box that a pasted instance may hide at most
@@ -45,6 +44,8 @@ class Augmentation:
     mosaic: float = 0.0
     mixup: float = 0.0
     copy_paste: float = 0.0  # share of the instances with an outline that are pasted again
+    min_side: float = 2.0  # pixels; a box must be wider and higher to survive a warp
+    min_visible: float = 0.1  # share of a box's area that must stay in the image
 
 
 @dataclass(frozen=True)
@@ -70,40 +71,52 @@ class Sample:
         return replace(self, boxes=self.boxes[rows], classes=self.classes[rows], polygons=polygons)
 
 
-def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
-    """Lay four images around a random point of a grey canvas of twice `size`, cut at its borders.
+class Tile(NamedTuple):
+    """A sample laid on a canvas with its upper left corner at (x, y)."""
 
-    Their sides must not exceed `size`. Boxes of which hardly anything is left on the canvas are dropped.
+    sample: Sample
+    corner: tuple[int, int] = (0, 0)
+
+
+def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator, min_visible: float = 0.1) -> list[Tile]:
+    """Lay four images around a random point of a canvas of twice `size`, cut at its borders; nothing is drawn yet.
+
+    Their sides must not exceed `size`. Boxes of which less than `min_visible` is left on the canvas are dropped.
     """
     assert len(samples) == 4
-    canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
-    centre_x, centre_y = rng.integers(size // 2, size + size // 2, 2, endpoint=True)
-    boxes = []
-    outlines = []
-    for tile, sample in enumerate(samples):  # upper left, upper right, lower left, lower right
+    centre_x, centre_y = rng.integers(size // 2, size + size // 2, 2, endpoint=True).tolist()
+    tiles = []
+    for place, sample in enumerate(samples):  # upper left, upper right, lower left, lower right
         width, height = sample.size_wh
-        x = int(centre_x) - (width if tile % 2 == 0 else 0)
-        y = int(centre_y) - (height if tile < 2 else 0)
+        x, y = centre_x - (width if place % 2 == 0 else 0), centre_y - (height if place < 2 else 0)
         left, top = max(x, 0), max(y, 0)
-        right, bottom = min(x + width, 2 * size), min(y + height, 2 * size)
-        canvas[top:bottom, left:right] = sample.image[top - y : bottom - y, left - x : right - x]
-        shift = np.array((x, y), np.float32)
-        boxes.append(sample.boxes + np.tile(shift, 2))
-        if sample.polygons is not None:
-            outlines.append(replace(sample.polygons, points=sample.polygons.points + shift))
-    assert len(outlines) in (0, 4)
-    joined = Sample(
-        canvas,
-        np.concatenate(boxes),
-        np.concatenate([sample.classes for sample in samples]),
-        Polygons.concatenate(outlines) if outlines else None,
-    )
-    return clip(joined, min_side=0)  # the warp that follows may enlarge what is tiny here
+        cut = crop(sample, (left - x, top - y), (min(width, 2 * size - x), min(height, 2 * size - y)), min_visible)
+        tiles.append(Tile(cut, (left, top)))
+    return tiles
 
 
-def random_perspective(sample: Sample, rng: np.random.Generator, size: int, strength: Augmentation) -> Sample:
-    """Rotate, scale, shear, tilt and shift about the centre, and cut the middle (size, size) out, grey outside."""
-    return warp(sample, random_matrix(sample.size_wh, rng, size, strength), size)
+def crop(
+    sample: Sample, low: tuple[int, int], high: tuple[int, int], min_visible: float, *, strict: bool = False
+) -> Sample:
+    """Cut the pixels from `low` (x, y) up to `high` out; boxes of which less than a share shows are dropped.
+
+    Those around an outline, which says what is still there, may show less, unless it is `strict`.
+    """
+    shift = np.array(low, np.float32)
+    polygons = sample.polygons
+    if polygons is not None:
+        polygons = replace(polygons, points=polygons.points - shift)
+    image = sample.image[low[1] : high[1], low[0] : high[0]]
+    # however small they are: the warp that follows may enlarge them
+    cut = Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons)
+    return _clip(cut, 0, min_visible, min_visible if strict else MIN_VISIBLE_POLYGON)
+
+
+def random_perspective(
+    tiles: Sequence[Tile], canvas_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation
+) -> Sample:
+    """Rotate, scale, shear, tilt and shift a canvas about its centre, and cut the middle (size, size) out."""
+    return warp(tiles, random_matrix(canvas_wh, rng, size, strength), size, strength)
 
 
 def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: int, strength: Augmentation) -> Matrix:
@@ -127,23 +140,75 @@ def random_matrix(source_wh: tuple[int, int], rng: np.random.Generator, size: in
     return place @ shear @ turn @ tilt @ centre
 
 
-def warp(sample: Sample, matrix: Matrix, size: int) -> Sample:
-    """Carry an image and its instances through `matrix` (3, 3) into (size, size).
+def warp(tiles: Sequence[Tile], matrix: Matrix, size: int, strength: Augmentation = Augmentation()) -> Sample:
+    """Carry tiles with their instances through `matrix` (3, 3) into one image (size, size), grey between them.
 
     A box is the bounds of its four carried corners, or of its outline where it has one. Dropped are boxes that become
-    too small, too thin, or leave the image but for a corner (MIN_SIDE, MAX_ASPECT, MIN_VISIBLE).
+    too small (`min_side`), too thin (MAX_ASPECT), or leave the image but for a corner (`min_visible`).
     """
-    half = np.eye(3)
-    half[:2, 2] = 0.5  # cv2 counts from pixel centres, boxes from pixel edges
-    image = cv2.warpPerspective(
-        sample.image, np.linalg.inv(half) @ matrix @ half, (size, size), borderValue=(GREY, GREY, GREY)
-    )
-    corners = carry(sample.boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2), matrix).reshape(-1, 4, 2)
-    boxes = np.concatenate((corners.min(1), corners.max(1)), 1)
-    polygons = sample.polygons
-    if polygons is not None:
-        polygons = replace(polygons, points=carry(polygons.points, matrix))
-    return clip(Sample(image, boxes, sample.classes, polygons), min_side=MIN_SIDE)  # type: ignore[arg-type]
+    image = np.full((size, size, 3), GREY, np.uint8)
+    boxes, outlines = [], []
+    for sample, corner in tiles:
+        carrier = matrix @ _translation(corner)
+        if carrier[0, 1] == carrier[1, 0] == 0 and not carrier[2, :2].any():
+            carrier = _stretch(image, sample.image, carrier)
+        else:
+            _paint(image, sample.image, carrier)
+        corners = carry(sample.boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2), carrier).reshape(-1, 4, 2)
+        boxes.append(np.concatenate((corners.min(1), corners.max(1)), 1))
+        if sample.polygons is not None:
+            outlines.append(replace(sample.polygons, points=carry(sample.polygons.points, carrier)))
+    assert len(outlines) in (0, len(tiles))
+    classes = np.concatenate([tile.sample.classes for tile in tiles])
+    polygons = Polygons.concatenate(outlines) if outlines else None
+    warped = Sample(image, np.concatenate(boxes), classes, polygons)
+    return _clip(warped, strength.min_side, strength.min_visible)
+
+
+def _translation(shift: Sequence[float] | Ints) -> Matrix:
+    matrix = np.eye(3)
+    matrix[:2, 2] = shift
+    return matrix
+
+
+def _stretch(target: Image, image: Image, matrix: Matrix) -> Matrix:
+    """Draw an image onto `target` through a matrix that only scales and shifts; many times cheaper than `_paint`.
+
+    Returns:
+        The matrix that was used: the edges of what shows are moved to whole pixels.
+    """
+    scale, shift = matrix.diagonal()[:2], matrix[:2, 2]
+    wh, limit = np.array(image.shape[1::-1]), np.array(target.shape[1::-1])
+    low = np.clip(np.floor(-shift / scale), 0, wh - 1).astype(int)
+    high = np.clip(np.ceil((limit - shift) / scale), low + 1, wh).astype(int)
+    start = np.rint(low * scale + shift).astype(int)
+    end = np.maximum(np.rint(high * scale + shift).astype(int), start + 1)
+    first, last = np.maximum(start, 0), np.minimum(end, limit)
+    if (first < last).all():
+        drawn = cv2.resize(image[low[1] : high[1], low[0] : high[0]], (end - start).tolist())
+        (left, top), (right, bottom) = first - start, last - start
+        target[first[1] : last[1], first[0] : last[0]] = drawn[top:bottom, left:right]
+    used = np.diag((*((end - start) / (high - low)), 1.0))
+    used[:2, 2] = start - low * used.diagonal()[:2]
+    return used
+
+
+def _paint(target: Image, image: Image, matrix: Matrix) -> None:
+    """Draw an image through `matrix` onto `target`, where its pixels come to lie and nowhere else."""
+    height, width = image.shape[:2]
+    corners = carry(np.array(((0, 0), (width, 0), (width, height), (0, height)), np.float32), matrix)
+    limit = target.shape[1], target.shape[0]
+    low = np.clip(np.floor(corners.min(0)), 0, limit).astype(int)
+    high = np.clip(np.ceil(corners.max(0)), 0, limit).astype(int)
+    if (low >= high).any():
+        return
+    half = _translation((0.5, 0.5))  # cv2 counts from pixel centres, boxes from pixel edges
+    carrier = np.linalg.inv(half) @ _translation(-low) @ matrix @ half
+    area, area_wh = target[low[1] : high[1], low[0] : high[0]], (high - low).tolist()
+    drawn = cv2.warpPerspective(image, carrier, area_wh, borderMode=cv2.BORDER_REPLICATE)
+    whole = np.full((height, width), 255, np.uint8)
+    inside = cv2.warpPerspective(whole, carrier, area_wh, flags=cv2.INTER_NEAREST)
+    cv2.copyTo(drawn, inside, area)
 
 
 def carry(points: Floats, matrix: Matrix) -> Floats:
@@ -152,27 +217,24 @@ def carry(points: Floats, matrix: Matrix) -> Floats:
     return (carried[:, :2] / np.maximum(carried[:, 2:], HORIZON)).astype(np.float32)
 
 
-def clip(
-    sample: Sample, *, min_side: float, visible: float = MIN_VISIBLE, visible_polygon: float = MIN_VISIBLE_POLYGON
+def _clip(
+    sample: Sample, min_side: float, min_visible: float, min_visible_polygon: float = MIN_VISIBLE_POLYGON
 ) -> Sample:
-    """Cut boxes and outlines at the image's borders and drop the instances of which too little is left.
-
-    `visible` is the least share of a box's area, `visible_polygon` that of the box around an outline.
-    """
+    """Cut boxes and outlines at the image's borders and drop the instances of which too little is left."""
     limit = np.array(sample.size_wh * 2, np.float32)
-    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), visible), sample.polygons
-    left = np.clip(whole, 0, limit)
+    whole, least, polygons = sample.boxes, np.full(len(sample.boxes), min_visible), sample.polygons
+    visible = np.clip(whole, 0, limit)
     if polygons is not None:
         outlined = polygons.lengths > 0
         whole = np.where(outlined[:, None], polygons.bounds_xyxy(), whole)
         polygons = polygons.clip(sample.size_wh)
-        left = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), left)
-        least[outlined] = visible_polygon
+        visible = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), visible)
+        least[outlined] = min(min_visible_polygon, min_visible)
 
-    whole_wh, left_wh = whole[:, 2:] - whole[:, :2], left[:, 2:] - left[:, :2]
-    shorter, longer = left_wh.min(1), left_wh.max(1)
-    keep = (shorter > min_side) & (longer < MAX_ASPECT * shorter) & (left_wh.prod(1) > least * whole_wh.prod(1))
-    return replace(sample, boxes=left, polygons=polygons).take(keep.nonzero()[0])
+    whole_wh, visible_wh = whole[:, 2:] - whole[:, :2], visible[:, 2:] - visible[:, :2]
+    shorter, longer = visible_wh.min(1), visible_wh.max(1)
+    keep = (shorter > min_side) & (longer < MAX_ASPECT * shorter) & (visible_wh.prod(1) > least * whole_wh.prod(1))
+    return replace(sample, boxes=visible, polygons=polygons).take(keep.nonzero()[0])
 
 
 def hsv(sample: Sample, rng: np.random.Generator, strength: Augmentation) -> Sample:

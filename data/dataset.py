@@ -3,18 +3,22 @@
 What an item looks like depends on its draw (image and seed) alone, not on the worker that makes it.
 """
 
+import functools
 import hashlib
 import logging
 import math
+import operator
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,6 +30,7 @@ from data.augment import (
     Augmentation,
     Image,
     Sample,
+    Tile,
     copy_paste,
     flip_left_right,
     flip_up_down,
@@ -35,7 +40,7 @@ from data.augment import (
     random_perspective,
 )
 from data.files import Progress
-from data.images import read_image
+from data.images import read_header, read_image
 from data.polygons import Polygons
 from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
 from utils.options import InputError
@@ -43,22 +48,27 @@ from utils.options import InputError
 MEMORY_SHARE = 0.5  # of the machine's memory, at most, goes to cached images
 LOGGER = logging.getLogger(__name__)
 CacheKind = Literal["ram", "disk"]
+Read = Callable[[int], Image]  # from an image's number to its pixels at the training size
 
 
 class Draw(NamedTuple):
-    """One image to be fetched, the seed of all that is random about it, and its padded size if not its own."""
+    """One image to be fetched, the seed of all that is random about it, and its padded size if not its own.
+
+    `partners` are the images that it may be combined with, all if there are none.
+    """
 
     image: int
     seed: int | tuple[int, ...] = 0
     padded_wh: tuple[int, int] | None = None
+    partners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image ready for a batch: uint8 RGB (3, H, W), and labels (n, 5) class, x, y, w, h in shares of W and H.
+    """One image ready for a batch: uint8 RGB (3, H, W), channels last, and its labels.
 
-    `geometry` says how the image was letterboxed; None when it was augmented. `whole` is the image itself as decoded,
-    BGR (H, W, 3), where it is wanted for tiles to be cut from.
+    `labels` (n, 5) are class, x, y, w, h, in shares of W and H; `geometry` says how the image was letterboxed, and is
+    None when it was augmented; `whole` is the image as decoded, BGR (H, W, 3), where tiles are to be cut from it.
     """
 
     image: Tensor
@@ -74,10 +84,10 @@ def letterboxed_item(image: Image, size: int, stride: int) -> Item:
     return replace(item, whole=torch.from_numpy(image))
 
 
-def fitted_item(image: Image, geometry: Letterbox, index: int = 0) -> Item:
+def fitted_item(image: Image, geometry: Letterbox) -> Item:
     """Fit an image (H, W, 3), or a window of one, as `geometry` says, without labels."""
     nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
-    return make_item(nothing, index, geometry)
+    return _item(nothing, 0, geometry)
 
 
 class DetectionDataset(Dataset[Item]):
@@ -115,7 +125,8 @@ class DetectionDataset(Dataset[Item]):
         self._letterboxes = [  # one for each size that occurs
             self._fit((width, height), stride) for width, height in sizes.tolist()
         ]
-        self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids)
+        exact = augmentation is None
+        self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=exact)
         self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
 
     def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
@@ -140,29 +151,36 @@ class DetectionDataset(Dataset[Item]):
 
     def __getitem__(self, draw: Draw) -> Item:
         """Make the item of a draw; the same draw gives the same item."""
-        index, seed, padded_wh = draw
+        return self._make(draw, self._images.read)
+
+    def __getitems__(self, draws: list[Draw]) -> list[Item]:
+        """Make the items of a batch, reading each image once, whatever the number of mosaics it is part of."""
+        read = functools.cache(self._images.read)
+        return [self._make(draw, read) for draw in draws]
+
+    def _make(self, draw: Draw, read: Read) -> Item:
+        index, seed, padded_wh, _ = draw
         geometry = self._geometry(index)
         if padded_wh is not None:
             geometry = geometry.padded_to(padded_wh)
         if self.augmentation is None:
-            return self._validation_item(index, geometry)
+            return _item(self._letterboxed(index, geometry, read), index, geometry)
         rng = np.random.default_rng(seed)
-        sample = self._letterboxed(index, geometry) if self.rect else self._composed(index, rng, self.augmentation)
-        return make_item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
-
-    def _validation_item(self, index: int, geometry: Letterbox) -> Item:
-        return make_item(self._letterboxed(index, geometry), index, geometry)
+        if self.rect:
+            sample = self._letterboxed(index, geometry, read)
+        else:
+            sample = self._composed(draw, rng, self.augmentation, read)
+        return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
 
     def _geometry(self, index: int) -> Letterbox:
         return self._letterboxes[self._size_ids[index]]
 
-    def _letterboxed(self, index: int, geometry: Letterbox, image: Image | None = None) -> Sample:
-        """One image (read when not given) with its boxes, scaled and padded as `geometry` says."""
-        pixels = self._images.read(index) if image is None else image
-        return replace(self._instances(index, geometry), image=letterbox(pixels, geometry))
+    def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
+        """One image with its boxes, scaled and padded as `geometry` says."""
+        return self._labelled(letterbox(read(index), geometry), index, geometry)
 
-    def _instances(self, index: int, geometry: Letterbox) -> Sample:
-        """An image's boxes, scaled and padded as `geometry` says, without its pixels."""
+    def _labelled(self, image: Image, index: int, geometry: Letterbox) -> Sample:
+        """Put the image's boxes, scaled and padded as `geometry` says, to its pixels, which are so already."""
         table = self.annotations
         span = table.rows(index)
         kept = np.flatnonzero(~table.crowd[span])
@@ -174,8 +192,12 @@ class DetectionDataset(Dataset[Item]):
         if table.has_polygons:
             polygons = self._outlines(index).take(kept)
             polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
-        corners = np.concatenate((low, high), 1).astype(np.float32)
-        return Sample(np.empty((0, 0, 3), np.uint8), corners, table.classes[span][kept], polygons)
+        return Sample(
+            image,
+            np.concatenate((low, high), 1).astype(np.float32),
+            table.classes[span][kept],
+            polygons,
+        )
 
     def _outlines(self, index: int) -> Polygons:
         """The outlines of an image's instances in original pixels, crowd regions included."""
@@ -183,24 +205,33 @@ class DetectionDataset(Dataset[Item]):
         starts = self.annotations.polygon_starts[span.start : span.stop + 1]
         return Polygons(self.annotations.polygons[starts[0] : starts[-1]], np.diff(starts))
 
-    def _composed(self, index: int, rng: np.random.Generator, strength: Augmentation) -> Sample:
+    def _composed(self, draw: Draw, rng: np.random.Generator, strength: Augmentation, read: Read) -> Sample:
         """An image warped alone or in a mosaic, perhaps blended with another such."""
-        sample = self._warped(index, rng, strength)
+        partners = draw.partners or range(len(self))
+        sample = self._warped(draw.image, partners, rng, strength, read)
         if rng.random() < strength.mixup:
-            sample = mixup(sample, self._warped(int(rng.integers(len(self))), rng, strength), rng)
+            other = partners[rng.integers(len(partners))]
+            sample = mixup(sample, self._warped(other, partners, rng, strength, read), rng)
         return sample
 
-    def _warped(self, index: int, rng: np.random.Generator, strength: Augmentation) -> Sample:
-        if rng.random() < strength.mosaic:
-            tiles = rng.permutation([index, *rng.integers(len(self), size=3)])
-            sample = mosaic([self._letterboxed(tile, self._unpadded(tile)) for tile in tiles], self.size, rng)
-        else:
-            sample = self._letterboxed(index, self._geometry(index))
-        return random_perspective(copy_paste(sample, rng, strength.copy_paste), rng, self.size, strength)
-
-    def _unpadded(self, index: int) -> Letterbox:
+    def _warped(
+        self, index: int, partners: Sequence[int], rng: np.random.Generator, strength: Augmentation, read: Read
+    ) -> Sample:
         geometry = self._geometry(index)
-        return geometry.padded_to(geometry.scaled_wh)
+        if rng.random() < strength.mosaic:
+            images = rng.permutation([index, *(partners[i] for i in rng.integers(len(partners), size=3))])
+            samples = [self._pasted(image, rng, strength, read) for image in images.tolist()]
+            tiles, canvas_wh = mosaic(samples, self.size, rng, strength.min_visible), (2 * self.size, 2 * self.size)
+        else:
+            tiles = [Tile(self._pasted(index, rng, strength, read), geometry.pad_wh)]
+            canvas_wh = geometry.padded_wh
+        return random_perspective(tiles, canvas_wh, rng, self.size, strength)
+
+    def _pasted(self, index: int, rng: np.random.Generator, strength: Augmentation, read: Read) -> Sample:
+        """One image without padding, some of its instances pasted again."""
+        geometry = self._geometry(index)
+        sample = self._letterboxed(index, geometry.padded_to(geometry.scaled_wh), read)
+        return copy_paste(sample, rng, strength.copy_paste)
 
 
 def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: Augmentation) -> Sample:
@@ -212,22 +243,28 @@ def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: 
     return sample
 
 
-def make_item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
-    """Turn BGR (H, W, 3) into contiguous RGB (3, H, W), and boxes into shares of the image."""
-    image = np.ascontiguousarray(sample.image.transpose(2, 0, 1)[::-1])
+def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
+    """Turn BGR (H, W, 3) into RGB (3, H, W) in the same memory order, and boxes into shares of the image."""
+    image = torch.from_numpy(cv2.cvtColor(sample.image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
     size = np.array(sample.size_wh, np.float32)
     low, high = np.clip(sample.boxes[:, :2] / size, 0, 1), np.clip(sample.boxes[:, 2:] / size, 0, 1)
     labels = np.concatenate((sample.classes[:, None], (low + high) / 2, high - low), 1).astype(np.float32)
-    return Item(torch.from_numpy(image), torch.from_numpy(labels), index, geometry)
+    return Item(image, torch.from_numpy(labels), index, geometry)
 
 
 class _ImageFiles:
-    """Images read from their files and resized, without padding."""
+    """Images read from their files and resized, without padding.
 
-    def __init__(self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64]) -> None:
+    Unless they are to be `exact`, as `detect.py` sees them, JPEGs much larger than needed are decoded at reduced scale.
+    """
+
+    def __init__(
+        self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64], *, exact: bool
+    ) -> None:
         self.paths = paths
         self.letterboxes = letterboxes
         self.ids = ids  # of each image's letterbox
+        self.exact = exact
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -236,21 +273,32 @@ class _ImageFiles:
         return self.letterboxes[self.ids[index]].scaled_wh
 
     def read(self, index: int) -> Image:
-        return resize(self.read_whole(index), self.scaled_wh(index))
+        scaled_wh = self.scaled_wh(index)
+        reduce = 1 if self.exact else _reduction(self.letterboxes[self.ids[index]].original_wh, scaled_wh)
+        return resize(self.decode(index, reduce), scaled_wh)
 
-    def read_whole(self, index: int) -> Image:
-        """The image as it is, not resized."""
-        image = read_image(self.paths[index])
-        expected = self.letterboxes[self.ids[index]].original_wh
-        found = image.shape[1], image.shape[0]
-        if found != expected:
-            raise InputError(f"{self.paths[index]}: is {found} pixels now, was {expected} when the labels were read")
+    def decode(self, index: int, reduce: int = 1) -> Image:
+        """An image as it is in its file, or a JPEG at that part of its sides."""
+        path, expected = self.paths[index], self.letterboxes[self.ids[index]].original_wh
+        image = read_image(path, reduce)
+        if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
+            raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
         return image
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
         areas = np.array([math.prod(geometry.scaled_wh) for geometry in self.letterboxes], np.int64)
         return 3 * areas[self.ids]
+
+
+def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
+    """How far a JPEG may be reduced in decoding and still has the pixels that the scaled image needs."""
+    fitting = (reduce for reduce in (8, 4, 2) if all(map(operator.ge, _reduced(original_wh, reduce), scaled_wh)))
+    return next(fitting, 1)
+
+
+def _reduced(size_wh: tuple[int, int], reduce: int) -> tuple[int, int]:
+    return -(-size_wh[0] // reduce), -(-size_wh[1] // reduce)
 
 
 class _MemoryImages:
@@ -297,7 +345,7 @@ class _DiskImages:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}"
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}|{self.files.exact}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 

@@ -1,9 +1,11 @@
 """Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
 
-import logging
+import contextlib
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,13 +15,18 @@ from PIL import Image, TiffImagePlugin
 from utils.options import InputError
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow reads no more than headers here
-LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 
 _ORIENTATION = 274  # EXIF's and TIFF's tag
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _TAIL = 64  # bytes at a file's end in which its format's last mark is looked for
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_DECODING = {  # OpenCV's mode for each reduction
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
@@ -28,10 +35,22 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+@contextlib.contextmanager
+def quiet_decoder() -> Iterator[None]:
+    """Keep OpenCV from printing, without a file's name, what `read_image` raises."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:
     """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
 
-    A JPEG that is cut off gives what there is of it.
+    A JPEG that is cut off gives what there is of it. With `reduce` 2, 4 or 8, a JPEG is decoded at that part of its
+    sides, rounded up, which is many times cheaper; other formats come whole.
 
     Raises:
         InputError: the file cannot be read or is no image.
@@ -40,19 +59,21 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         encoded = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    image = _decode(path, encoded)
-    if image is None and encoded[:2].tobytes() == _JPEG_START:
-        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)))
+    jpeg = encoded[:2].tobytes() == _JPEG_START
+    mode = _DECODING[reduce if jpeg else 1]
+    image = _decode(path, encoded, mode)
+    if image is None and jpeg:
+        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode)
     if image is None:
         raise InputError(f"{path}: not an image that OpenCV can decode")
     return image
 
 
-def _decode(path: Path, encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+def _decode(path: Path, encoded: npt.NDArray[np.uint8], mode: int) -> npt.NDArray[np.uint8] | None:
     if not encoded.size:
         return None
     try:
-        return cv2.imdecode(encoded, cv2.IMREAD_COLOR)  # type: ignore[return-value]
+        return cv2.imdecode(encoded, mode)  # type: ignore[return-value]
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error.err):
             raise InputError(
@@ -61,8 +82,16 @@ def _decode(path: Path, encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]
         raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as `read_image` gives them, from the header; a file without its end is decoded.
+class Header(NamedTuple):
+    """Pixels of an image as `read_image` gives it, and whether the file has its end."""
+
+    width: int
+    height: int
+    is_whole: bool
+
+
+def read_header(path: Path) -> Header:
+    """Read an image's size from its header alone; only a file without its end is decoded.
 
     Raises:
         InputError: there is no such file, or it is no image.
@@ -78,13 +107,13 @@ def image_size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path}: no such file") from None
     except Image.DecompressionBombError:  # Pillow will not even tell the size of what is so large
         height, width = read_image(path).shape[:2]
-        return width, height
+        return Header(width, height, _is_whole(path))
     except OSError as error:
         raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
-    if not _is_whole(path):
+    is_whole = _is_whole(path)
+    if not is_whole:
         read_image(path)
-        LOGGER.warning("%s: the end of the file is missing; what there is of the image is used", path)
-    return (height, width) if 5 <= orientation <= 8 else (width, height)
+    return Header(height, width, is_whole) if 5 <= orientation <= 8 else Header(width, height, is_whole)
 
 
 def _is_whole(path: Path) -> bool:

@@ -3,8 +3,10 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import itertools
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,10 +24,16 @@ from data.rows import Floats, Ints
 from utils.boxes import Letterbox
 from utils.options import InputError
 
+PARTNERS = 16  # images, at least, that one of a training batch may meet in a mosaic
+
+
+class LoaderError(InputError):
+    """An image cannot be read, or a worker is gone."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) RGB, uint8 as loaded and float 0..1 after `to`; boxes (M, 6) of all of them.
+    """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; boxes (M, 6) of all of them.
 
     A box is image in batch, class, x, y, w, h, in shares of W and H. `indices` are the images' places in the
     annotations; `geometries` say how they were letterboxed, None for augmented ones; `wholes` are the images as they
@@ -42,15 +50,18 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.contiguous_format) -> "Batch":
-        """Move to a device and scale the images to float32 in 0..1: the only place that does."""
+        """Move the images to a device and scale them to float32 in 0..1: the only place that does.
+
+        The boxes stay: what needs them, the loss, works them out on the CPU.
+        """
         assert self.images.dtype == torch.uint8, "this batch was scaled already"
         moved = self.images.to(device, non_blocking=True)  # a quarter of the bytes: becomes float over there
         images = moved.to(torch.float32, memory_format=memory_format).div_(255)
-        return replace(self, images=images, boxes=self.boxes.to(device, non_blocking=True))
+        return replace(self, images=images)
 
     def pin_memory(self) -> "Batch":
-        """Copy the tensors to page-locked memory; the DataLoader calls this where there is CUDA."""
-        return replace(self, images=self.images.pin_memory(), boxes=self.boxes.pin_memory())
+        """Copy the images to page-locked memory; the DataLoader calls this where there is CUDA."""
+        return replace(self, images=self.images.pin_memory())
 
 
 def collate(items: list[Item]) -> Batch:
@@ -58,7 +69,7 @@ def collate(items: list[Item]) -> Batch:
     counts = torch.tensor([len(item.labels) for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items), dtype=torch.float32), counts)
     return Batch(
-        images=torch.stack([item.image for item in items]),
+        images=torch.stack([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),
         boxes=torch.cat((owners[:, None], torch.cat([item.labels for item in items])), 1),
         indices=[item.index for item in items],
         geometries=[item.geometry for item in items],
@@ -85,29 +96,50 @@ class ShapeSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.first = 0  # batches of the epoch that are left out
         self.weights: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.shapes_wh) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return itertools.islice(self.all(), self.first, None)
+
+    def all(self) -> Iterator[list[Draw]]:
+        """Give the epoch's batches from the first on."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = self._order(rng)
         order = order[self.aspect_ratios[order].argsort(kind="stable")]
         batches = np.arange(len(self))
         for batch in rng.permutation(batches) if self.shuffle else batches:
-            places = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
-            width, height = self.shapes_wh[order[places.start : places.stop]].max(0).tolist()
-            yield [Draw(int(order[place]), (self.seed, self.epoch, place), (width, height)) for place in places]
+            first = batch * self.batch_size
+            images = order[first : first + self.batch_size]
+            width, height = self.shapes_wh[images].max(0).tolist()
+            partners = self._partners(images, rng)
+            yield [
+                Draw(image, (self.seed, self.epoch, place), (width, height), partners)
+                for place, image in enumerate(images.tolist(), first)
+            ]
 
     def _order(self, rng: np.random.Generator) -> Ints:
         """This epoch's image indices (N)."""
         total = len(self.shapes_wh)
         if not self.shuffle:
             return np.arange(total)
-        if self.weights is None:
-            return rng.permutation(total)
-        return rng.choice(total, total, p=self.weights / self.weights.sum())
+        return rng.permutation(total) if self.weights is None else self._draw(total, rng)
+
+    def _draw(self, count: int, rng: np.random.Generator) -> Ints:
+        """Image indices (count), with replacement and in proportion to the weights, if there are any."""
+        share = None if self.weights is None else self.weights / self.weights.sum()
+        return rng.choice(len(self.shapes_wh), count, p=share)
+
+    def _partners(self, images: Ints, rng: np.random.Generator) -> tuple[int, ...]:
+        """The images that those of a batch may be combined with: one another, and a few more if the batch is small.
+
+        So a batch of mosaics reads little more than its own images, not four times as many.
+        """
+        further = min(PARTNERS, 4 * len(images)) - len(images) if self.shuffle else 0
+        return (*images.tolist(), *self._draw(max(further, 0), rng).tolist())
 
 
 class Loader(DataLoader[Item]):
@@ -121,24 +153,42 @@ class Loader(DataLoader[Item]):
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_single_threaded,
+            worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             # a fork shares the memory cache and starts at once; elsewhere a fork is unsafe or unknown
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
 
-    def set_epoch(self, epoch: int, weights: npt.NDArray[np.float64] | None = None) -> None:
-        """Choose the epoch to be iterated next and, for sampling with replacement, the images' weights (N)."""
+    def set_epoch(self, epoch: int, weights: npt.NDArray[np.float64] | None = None, *, first: int = 0) -> None:
+        """Choose the epoch to be iterated next, from its batch number `first`.
+
+        For sampling with replacement there are `weights`, one for each image.
+        """
         self.batches.epoch = epoch
         self.batches.weights = weights
+        self.batches.first = first
+
+    def batch(self, number: int) -> Batch:
+        """Make one batch of the epoch once more."""
+        draws = next(itertools.islice(self.batches.all(), number, None))
+        return collate(self.dataset.__getitems__(draws))  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Give the epoch's batches; a user's mistake met in a worker is told in its own line, without a traceback."""
+        """Give the epoch's batches; what goes wrong in a worker is told in one line, without a traceback.
+
+        Raises:
+            LoaderError: an image cannot be read, or a worker is gone.
+        """
         try:
             yield from super().__iter__()
         except InputError as error:
             line = str(error).strip().splitlines()[-1]
-            raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+            raise LoaderError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            reason = str(error).partition(" It is possible")[0]
+            raise LoaderError(f"{reason} Fewer --workers, or none, need less memory.") from error
 
 
 def make_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool) -> Loader:
@@ -155,7 +205,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _single_threaded(_worker: Any) -> None:
-    """Keep each worker to one thread: they share the cores with one another."""
+def _start_worker(_worker: Any) -> None:
+    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a cluster sends to all processes of a run
+        signal.signal(signum, signal.SIG_IGN)

@@ -10,24 +10,18 @@ import numpy.typing as npt
 import torch
 
 from data.annotations import Annotations
-from data.augment import Image, Sample, clip
-from data.dataset import DetectionDataset, Draw, Item, make_item
-from data.rows import Floats, Ints, offsets
-from utils.boxes import Letterbox, fit_window, letterbox
+from data.augment import Sample, crop
+from data.dataset import DetectionDataset, Draw, Item, Read
+from data.rows import Ints, offsets
+from utils.boxes import Letterbox, fit_window
 
 CANDIDATES = 8  # places tried for a tile without objects
 
 
-def image_scales(table: Annotations, size: int, tile: int | None) -> Floats:
-    """Pixels that a model sees for one of each image's, (N), when `size` are made of a longer side or of a tile."""
-    sides = table.sizes_wh.max(1)
-    return size / (np.full(len(sides), tile) if tile else sides)
-
-
 def typical_scale(table: Annotations, size: int, tile: int | None) -> float:
-    """The scale at which most objects are seen; the images' where there are none."""
+    """The scale at which a model sees most objects; most images, where there are no objects."""
     counts = table.counts
-    return float(np.median(np.repeat(image_scales(table, size, tile), counts if counts.any() else 1)))
+    return float(np.median(np.repeat(table.scales(size, tile), counts if counts.any() else 1)))
 
 
 def dataset_kind(tile: int | None, *, visible: float, empty: float, train: bool) -> Callable[..., DetectionDataset]:
@@ -43,10 +37,9 @@ class WholeImages(DetectionDataset):
     def __init__(self, annotations: Annotations, size: int, **settings: Any) -> None:
         super().__init__(annotations, size, **settings | {"cache": None})  # which would keep small images only
 
-    def _validation_item(self, index: int, geometry: Letterbox) -> Item:
-        image = self._files.read_whole(index)
-        item = make_item(self._letterboxed(index, geometry, image), index, geometry)
-        return replace(item, whole=torch.from_numpy(image))
+    def _make(self, draw: Draw, read: Read) -> Item:  # noqa: ARG002 (what is read is larger than the cache's)
+        image = self._files.decode(draw.image)
+        return replace(super()._make(draw, lambda _: image), whole=torch.from_numpy(image))
 
 
 class TrainingTiles(DetectionDataset):
@@ -95,14 +88,13 @@ class TrainingTiles(DetectionDataset):
         """Height over width of every tile, (N)."""
         return np.ones(len(self))
 
-    def __getitem__(self, draw: Draw) -> Item:
-        """Make the item of a draw; the same draw gives the same item."""
+    def _make(self, draw: Draw, read: Read) -> Item:
         seed = draw.seed if isinstance(draw.seed, tuple) else (draw.seed,)
         self._rng = np.random.default_rng((*seed, draw.image))
         cell = draw.image
         if cell >= self.cells.occupied:
             cell = int(self._rng.integers(self.cells.occupied, len(self.cells)))
-        item = super().__getitem__(draw._replace(image=cell))
+        item = super()._make(draw._replace(image=cell), read)
         return replace(item, index=int(self.cells.images[cell]))
 
     def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
@@ -115,16 +107,14 @@ class TrainingTiles(DetectionDataset):
         seen_wh = min(width, self.size), min(height, self.size)
         return Letterbox(seen_wh, seen_wh, (0, 0), seen_wh).padded_to((self.size, self.size))
 
-    def _letterboxed(self, index: int, geometry: Letterbox, image: Image | None = None) -> Sample:
+    def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
         """A tile of the cell `index`, with what is seen of the image's objects."""
-        number = int(self.cells.images[index])
+        assert geometry.padded_wh == geometry.scaled_wh, "padding is the warp's"
+        number, tile_wh = int(self.cells.images[index]), geometry.scaled_wh
         whole = super()._geometry(number)
-        corner = self._place(index, np.array(whole.scaled_wh), np.array(geometry.scaled_wh))
-        (x, y), (width, height) = corner, geometry.scaled_wh
-        pixels = (self._images.read(number) if image is None else image)[y : y + height, x : x + width]
-        shift = (geometry.pad_wh[0] - x, geometry.pad_wh[1] - y)
-        sample = replace(self._instances(number, replace(whole, pad_wh=shift)), image=letterbox(pixels, geometry))
-        return clip(sample, min_side=0, visible=self.visible, visible_polygon=self.visible)
+        x, y = self._place(index, np.array(whole.scaled_wh), np.array(tile_wh))
+        sample = self._labelled(read(number), number, whole)
+        return crop(sample, (x, y), (x + tile_wh[0], y + tile_wh[1]), self.visible, strict=True)
 
     def _place(self, cell: int, image_wh: Ints, tile_wh: Ints) -> tuple[int, int]:
         """Choose where a tile begins, in pixels of the scaled image."""

@@ -64,7 +64,7 @@ class Conv(nn.Module):
             bias=False,
         )
         self.bn = nn.BatchNorm2d(channels_out, eps=1e-3, momentum=0.03)
-        self.act = nn.SiLU(inplace=True) if act else nn.Identity()
+        self.act = nn.SiLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H/stride, W/stride)."""

@@ -31,6 +31,8 @@ def fuse(model: Model) -> Model:
         if isinstance(module, Conv):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()  # type: ignore[assignment]  # what Conv calls in its place
+        elif isinstance(module, nn.SiLU):
+            module.inplace = True  # in training it would cost a copy: the gradient needs what it was given
     return fused
 
 

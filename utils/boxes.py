@@ -17,6 +17,7 @@ from torchvision.ops import nms as torch_nms
 
 GREY = 114  # the letterbox's and the mosaic's fill, of 255
 MAX_CANDIDATES = 30_000  # boxes an image may bring to suppression, the most confident first
+FIRST_LOOK = 1024  # of these, so many are looked at before any more
 
 
 def xywh_to_xyxy(xywh: Tensor) -> Tensor:
@@ -76,48 +77,86 @@ def nms(
     Returns:
         For each image (n, 6): x1, y1, x2, y2, confidence, class; the most confident first.
     """
-    found = (_candidates(image, conf, classes, multi_label) for image in decoded)
-    return [suppress(rows, iou=iou, agnostic=agnostic)[:max_det] for rows in found]
+    lengths = torch.tensor([len(image) for image in decoded])
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(decoded[0].device, non_blocking=True)
+    found, owners = _candidates(torch.cat(list(decoded)), owners, conf, classes, multi_label)
+    # a GPU does all images at once; elsewhere, where every pair of boxes costs, they go one after the other
+    spans = [len(found)] if found.is_cuda else torch.bincount(owners, minlength=len(lengths)).tolist()
+    kept, kept_owners = [], []
+    for part, owner in zip(torch.split(found, spans), torch.split(owners, spans), strict=True):
+        places = _suppress(part, owner, iou, agnostic, max_det)
+        kept.append(part[places])
+        kept_owners.append(owner[places])
+    counts = torch.bincount(torch.cat(kept_owners), minlength=len(lengths)).tolist()
+    return list(torch.split(torch.cat(kept), counts))
 
 
-def _candidates(predictions: Tensor, conf: float, classes: list[int] | None, multi_label: bool) -> Tensor:
-    """The (n, 6) detections of one image over the threshold, not yet suppressed, most confident first."""
-    predictions = predictions[predictions[:, 4] > conf].float()
-    scores = predictions[:, 5:] * predictions[:, 4:5]
+def _candidates(
+    rows: Tensor, owners: Tensor, conf: float, classes: list[int] | None, multi_label: bool
+) -> tuple[Tensor, Tensor]:
+    """The (n, 6) detections over the threshold and their images: image by image, the most confident first."""
+    above = rows[:, 4] > conf
+    rows, owners = rows[above].float(), owners[above]
+    scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label and scores.shape[1] > 1:
-        rows, labels = (scores > conf).nonzero(as_tuple=True)
-        confidence = scores[rows, labels]
+        row, label = (scores > conf).nonzero(as_tuple=True)
+        confidence = scores[row, label]
     else:
-        confidence, labels = scores.max(1)
-        rows = (confidence > conf).nonzero().flatten()
-        confidence, labels = confidence[rows], labels[rows]
-    boxes = xywh_to_xyxy(predictions[rows, :4])
-    found = torch.cat((boxes, confidence[:, None], labels[:, None].to(boxes.dtype)), 1)
+        confidence, label = scores.max(1)
+        row = (confidence > conf).nonzero().flatten()
+        confidence, label = confidence[row], label[row]
     if classes is not None:
-        found = found[torch.isin(labels, torch.tensor(classes, device=labels.device))]
-    order = found[:, 4].argsort(descending=True, stable=True)
-    return found[order[:MAX_CANDIDATES]]
+        wanted = torch.isin(label, torch.tensor(classes, device=label.device))
+        row, label, confidence = row[wanted], label[wanted], confidence[wanted]
+    owners = owners[row]
+    order = confidence.argsort(descending=True, stable=True)
+    order = order[owners[order].argsort(stable=True)]
+    order = order[_rank(owners[order]) < MAX_CANDIDATES]
+    row, label, confidence, owners = row[order], label[order], confidence[order], owners[order]
+    found = torch.cat((xywh_to_xyxy(rows[row, :4]), confidence[:, None], label[:, None].to(rows.dtype)), 1)
+    return found, owners
 
 
-def suppress(found: Tensor, *, iou: float, agnostic: bool) -> Tensor:
-    """Drop of detections (n, 6) those that overlap a more confident one of their class, or of any if `agnostic`.
+def _suppress(found: Tensor, owners: Tensor, iou: float, agnostic: bool, max_det: int) -> Tensor:
+    """Places of what greedy suppression keeps of (n, 6) detections, at most `max_det` of each image, in order.
 
-    The most confident come first.
+    Boxes of different images, and of different classes unless `agnostic`, are moved apart. What happens to a box
+    depends on more confident ones alone: the most confident are looked at first, further ones only while an image that
+    has some is short of `max_det`.
     """
     if not len(found):
-        return found
-    boxes = apart(found, agnostic=agnostic)
-    return found[torch_nms(boxes, found[:, 4].to(boxes), iou)]
+        return owners
+    groups = owners - owners[0]
+    if not agnostic:
+        groups = groups * (found[:, 5].max() + 1) + found[:, 5]
+    boxes = apart(found[:, :4], groups)
+    rank, candidates = _rank(owners), torch.bincount(owners)
+    look = FIRST_LOOK
+    while True:
+        first = (rank < look).nonzero().flatten()
+        kept = first[torch_nms(boxes[first], found[first, 4].to(boxes), iou)].sort().values
+        short = torch.bincount(owners[kept], minlength=len(candidates)) < max_det
+        if not (short & (candidates > look)).any():
+            return kept[_rank(owners[kept]) < max_det]
+        look *= 4
 
 
-def apart(found: Tensor, *, agnostic: bool) -> Tensor:
-    """Corners (n, 4) of detections (n, 6), classes moved so far apart that only boxes of one can overlap."""
-    # an offset of classes times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
-    boxes = found[:, :4].to(torch.float32 if found.device.type == "mps" else torch.float64)
-    if agnostic or not len(found):
-        return boxes
-    extent = boxes.max() - boxes.min() + 1
-    return boxes + found[:, 5:6].to(boxes) * extent
+def suppress(found: Tensor, *, iou: float, agnostic: bool, max_det: int) -> Tensor:
+    """Greedy suppression of an image's detections (n, 6), given and returned the most confident first."""
+    owners = torch.zeros(len(found), dtype=torch.int64, device=found.device)
+    return found[_suppress(found, owners, iou, agnostic, max_det)]
+
+
+def apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Move boxes (n, 4) so far apart that only those of one group (n) can overlap."""
+    # an offset of groups times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
+    fine = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+    return fine + groups[:, None].to(fine) * (fine.max() - fine.min() + 1) if len(fine) else fine
+
+
+def _rank(owners: Tensor) -> Tensor:
+    """The place of each row among those of its image, given each row's image (n), in order."""
+    return torch.arange(len(owners), device=owners.device) - torch.searchsorted(owners, owners)
 
 
 @dataclass(frozen=True)
@@ -197,6 +236,8 @@ def letterbox(image: npt.NDArray[np.uint8], geometry: Letterbox) -> npt.NDArray[
     left, top = geometry.pad_wh
     right = geometry.padded_wh[0] - geometry.scaled_wh[0] - left
     bottom = geometry.padded_wh[1] - geometry.scaled_wh[1] - top
+    if not left + top + right + bottom:
+        return scaled
     return cv2.copyMakeBorder(  # type: ignore[return-value]
         scaled, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(GREY, GREY, GREY)
     )

@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from utils.legacy import INERT, parse_legacy
 from utils.options import InputError
 
 FORMAT = "yolov5-spd/1"
-_TRAINING_STATE = ("updates", "optimizer", "scheduler", "scaler", "rng")  # updates: how many the EMA has seen
-_LATER = {"scale"}  # keys that the first checkpoints of this format lack
+# updates: how many the EMA has seen; place: in the run; data: fingerprints of the splits
+_TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "data")
+_LATER = {"scale"}  # keys that older checkpoints of this format lack
 KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
 KEYS |= _LATER
 
@@ -57,7 +59,28 @@ class TransferReport:
         for label, names in (("missing", self.missing), ("unused", self.unused), ("left out", self.excluded)):
             if names:
                 parts.append(f"{len(names)} {label} ({names[0]}{', ...' if len(names) > 1 else ''})")
-        return ", ".join(parts)
+        return "\n  ".join((", ".join(parts), *self._rows()))
+
+    def _rows(self) -> list[str]:
+        """A line for each row of the model that did not get all of its tensors."""
+        anew = {**dict.fromkeys(self.excluded, "left out"), **dict.fromkeys(self.missing, "missing")}
+        anew |= {name: f"{theirs} there, {ours} here" for name, (theirs, ours) in self.mismatched.items()}
+        rows: dict[str, list[str]] = {}
+        for name in (*self.copied, *anew):
+            rows.setdefault(_row_of(name), []).extend([name] if name in anew else [])
+        totals = Counter(map(_row_of, (*self.copied, *anew)))
+        return [
+            f"{row}: {len(names)} of {totals[row]} tensors anew: "
+            + ", ".join(f"{name.removeprefix(row + '.')} {anew[name]}" for name in names[:3])
+            + (", ..." if len(names) > 3 else "")
+            for row, names in rows.items()
+            if names
+        ]
+
+
+def _row_of(name: str) -> str:
+    """The row of a model's YAML that a tensor belongs to, `model.24` of `model.24.m.0.weight`."""
+    return ".".join(name.split(".")[:2])
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 Everything is handed in: this module builds no model, reads no data and writes no file.
 """
 
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,11 +47,11 @@ class NmsSettings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model finds in a batch: detections (n, 6) of each image, x1, y1, x2, y2, confidence, class."""
+    """What a model finds in a batch: detections (n, 6) of each image, x1, y1, x2, y2, confidence, class; on the CPU."""
 
     padded: list[Tensor]  # in pixels of the letterboxed images
     original: list[Tensor]  # in pixels of the files
-    raw: list[Tensor]  # raw maps; empty with test-time augmentation
+    raw: list[Tensor]  # raw maps, on the model's device; empty with test-time augmentation
 
 
 class Stopwatch:
@@ -76,6 +78,7 @@ class Detector(Protocol):
     """What finds objects in batches and keeps the time: a Predictor, or one that looks at tiles."""
 
     device: torch.device
+    settings: NmsSettings
     watch: Stopwatch
 
     def __call__(self, batch: Batch) -> Prediction:
@@ -97,10 +100,12 @@ class Predictor:
         half: bool = False,
         augment: bool = False,
         folded: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Copy the model; `half` is float16 on CUDA, else bfloat16; `augment` adds scaled and mirrored views."""
         ready = fuse(model).to(device).to(memory_format=torch.channels_last)
         self.model = fold(ready, frozen=True) if folded else ready
+        self.forward = compile_model(self.model) if compiled else self.model
         self.device = device
         self.settings = settings
         self.augment = augment
@@ -127,6 +132,8 @@ class Predictor:
                 multi_label=settings.multi_label,
                 max_det=settings.max_det,
             )
+            found = torch.cat(padded).cpu()  # once for the whole batch
+            padded = list(torch.split(found, [len(rows) for rows in padded]))
             original = [_to_original(rows, geometry) for rows, geometry in zip(padded, batch.geometries, strict=True)]
         return Prediction(padded, original, raw)
 
@@ -143,7 +150,7 @@ class Predictor:
     def _decode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Raw maps, and the boxes (n, 5 + nc) of each image that NMS has to choose from."""
         if not self.augment:
-            raw = self.model(images)
+            raw = self.forward(images)
             return raw, self.model.decode_above(raw, self.settings.conf)
         views = [self._view(images, scale, mirrored) for scale, mirrored in TEST_TIME_VIEWS]
         return [], [torch.cat(parts) for parts in zip(*views, strict=True)]
@@ -155,7 +162,7 @@ class Predictor:
         view = F.interpolate(view, (height, width), mode="bilinear", align_corners=False)
         stride = self.model.max_stride
         view = F.pad(view, (0, -width % stride, 0, -height % stride), value=114 / 255)
-        decoded = self.model.decode_above(self.model(view), self.settings.conf)
+        decoded = self.model.decode_above(self.forward(view), self.settings.conf)
         for rows in decoded:  # one for each image
             rows[:, :4] /= rows.new_tensor((width / images.shape[3], height / images.shape[2]) * 2)
             if mirrored:
@@ -195,23 +202,44 @@ def evaluate(
         description: the text before the progress bar.
     """
     result = Evaluation()
-    images, sums = 0, dict.fromkeys(LOSSES, 0.0)
+    images, sums = 0, torch.zeros(len(LOSSES), dtype=torch.float64)
     for number, batch in enumerate(progress(loader, description, total=len(loader), unit="batch")):
         prediction = predictor(batch)
         for index, rows in zip(batch.indices, prediction.original, strict=True):
             result.detections.add(index, rows)
         if criterion is not None and prediction.raw:
             with torch.inference_mode():
-                losses = criterion([level.float() for level in prediction.raw], batch.boxes.to(predictor.device))
-            for name in LOSSES:
-                sums[name] += losses[name].item() * len(batch)
+                losses = criterion([level.float() for level in prediction.raw], batch.boxes)
+            sums += torch.stack([losses[name] for name in LOSSES]).cpu().double() * len(batch)
         if on_batch is not None:
             on_batch(number, batch, prediction)
         images += len(batch)
     result.milliseconds = {name: 1e3 * value / max(images, 1) for name, value in predictor.watch.seconds.items()}
     if criterion is not None:
-        result.losses = {name: value / max(images, 1) for name, value in sums.items()}
+        result.losses = dict(zip(LOSSES, (sums / max(images, 1)).tolist(), strict=True))
     return result
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a training has come: `batch` batches of `epoch` are done and the optimizer's step after them, too.
+
+    `losses` are their sums over the `images` of the epoch so far, by LOSSES.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    losses: tuple[float, ...] = (0.0,) * len(LOSSES)
+    images: int = 0
+
+
+class NonFiniteLossError(InputError):
+    """The loss of batch `number` of an epoch is no finite number."""
+
+    def __init__(self, number: int, losses: Sequence[float]) -> None:
+        found = ", ".join(f"{name} {value:g}" for name, value in zip(LOSSES, losses, strict=True))
+        super().__init__(f"the loss is not finite ({found})")
+        self.number = number
 
 
 @dataclass
@@ -227,43 +255,75 @@ class Trainer:
     device: torch.device
     amp: torch.dtype | None = None  # precision of the forward pass; None is float32
     multi_scale: bool = False
+    compiled: bool = False
     seed: int = 0
+    _unread: list[tuple[int, Tensor]] = field(default_factory=list)  # numbers and losses of batches not looked at yet
+
+    def __post_init__(self) -> None:
+        self.forward = compile_model(self.model) if self.compiled else self.model
 
     def train_one_epoch(
-        self, loader: Loader, epoch: int, *, on_batch: Callable[[int, Batch], None] | None = None
+        self,
+        loader: Loader,
+        place: Place,
+        *,
+        on_batch: Callable[[int, Batch], None] | None = None,
+        on_step: Callable[[Callable[[], Place]], None] | None = None,
     ) -> dict[str, float]:
-        """Train over the loader once; returns the mean losses by name.
+        """Train over the loader once, from `place` on, where the loader starts; returns the mean losses by name.
+
+        Args:
+            loader: the batches that are left of the epoch.
+            place: where in the run they begin.
+            on_batch: told of each batch before it is used.
+            on_step: called after each step of the optimizer with a function that gives the place reached.
 
         Raises:
-            InputError: a loss is no longer a finite number.
+            NonFiniteLossError: a loss is no longer a finite number.
         """
         self.model.train()
-        total = torch.zeros(len(LOSSES), device=self.device)
-        accumulated, seen = 0, 0
-        bar: Progress[Batch] = progress(total=len(loader), unit="batch")
+        total, seen = torch.tensor(place.losses, device=self.device), place.images
+        accumulated, last = 0, self.schedule.batches - 1
+        bar: Progress[Batch] = progress(total=self.schedule.batches, unit="batch")
         with bar:
-            for number, batch in enumerate(loader):
+            bar.update(place.batch)
+            for number, batch in enumerate(loader, place.batch):
                 if on_batch is not None:
                     on_batch(number, batch)
-                count = epoch * len(loader) + number
+                count = place.epoch * self.schedule.batches + number
                 self.schedule.apply(self.optimizer, count)
                 losses = self._backward(batch, count)
+                self._unread.append((number, losses))
                 total += losses * len(batch)
                 accumulated, seen = accumulated + 1, seen + len(batch)
-                if accumulated >= self.schedule.accumulate(count) or number == len(loader) - 1:
+                if number % REPORT_EVERY == 0 or number == last:
+                    self._report(bar, place.epoch, total / seen, batch)
+                if accumulated >= self.schedule.accumulate(count) or number == last:
                     self._step()
                     accumulated = 0
-                if number % REPORT_EVERY == 0 or number == len(loader) - 1:  # reading a number waits for the device
-                    self._report(bar, epoch, total / seen, batch)
+                    if on_step is not None:
+                        on_step(functools.partial(self._place, place.epoch, number + 1, total, seen))
                 bar.update()
         return dict(zip(LOSSES, (total / max(seen, 1)).tolist(), strict=True))
+
+    def _place(self, epoch: int, batch: int, total: Tensor, images: int) -> Place:
+        self._check_losses()
+        return Place(epoch, batch, tuple(total.tolist()), images)
+
+    def _check_losses(self) -> None:
+        """Look at the losses since the last look, which waits for the device."""
+        unread, self._unread = self._unread, []
+        values = torch.stack([losses for _, losses in unread]).tolist() if unread else []
+        for (number, _), losses in zip(unread, values, strict=True):
+            if not all(map(math.isfinite, losses)):
+                raise NonFiniteLossError(number, losses)
 
     def _backward(self, batch: Batch, count: int) -> Tensor:
         """Add a batch's gradients; returns its losses (3)."""
         batch = batch.to(self.device, torch.channels_last)
         images = self._rescaled(batch.images, count) if self.multi_scale else batch.images
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            raw = self.model(images)
+            raw = self.forward(images)
         losses = self.criterion(raw, batch.boxes)
         loss = sum(losses.values(), start=images.new_zeros(())) * len(batch)  # the sum over images, as YOLOv5 steps
         self.scaler.scale(loss).backward()
@@ -285,17 +345,18 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
+        self.ema.update()
 
     def _report(self, bar: Progress[Batch], epoch: int, mean: Tensor, batch: Batch) -> None:
+        self._check_losses()
         values = mean.tolist()
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"epoch {epoch}: the loss is not finite ({dict(zip(LOSSES, values, strict=True))}) with images"
-                f" {batch.indices}; a lower lr0 or --no-amp may help"
-            )
         text = " ".join(f"{name} {value:.4f}" for name, value in zip(LOSSES, values, strict=True))
         bar.describe(f"epoch {epoch + 1}/{self.schedule.epochs} {text} {batch.images.shape[-1]} px")
+
+
+def compile_model(model: Model) -> Callable[[Tensor], list[Tensor]]:
+    """Let torch.compile make kernels for a model, anew for each shape of its input; its parameters stay shared."""
+    return torch.compile(model, dynamic=False)
 
 
 def find_amp(device: torch.device) -> torch.dtype | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
+AUTO = "auto"
 SPD_STARTS = ("full", "lifted")
 SHARES = (
     "flipud",
@@ -20,6 +21,7 @@ SHARES = (
     "hsv_v",
     "scale",
     "tile_visible",
+    "min_visible",
 )
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
@@ -49,7 +51,7 @@ class Hyp:
     ema_tau: float = 2000.0  # updates after which the average's decay has come 63 % of its way
     box: float = 0.05
     cls: float = 0.5
-    cls_pw: float = 1.0  # weight of a positive in the class loss
+    cls_pw: float | str = 1.0  # weight of a positive in the class loss; "auto": more for rarer classes
     obj: float = 1.0
     obj_pw: float = 1.0
     anchor_t: float = 4.0  # largest ratio of a box's side to its anchor's
@@ -71,6 +73,8 @@ class Hyp:
     copy_paste: float = 0.0
     tile_visible: float = 0.3  # with --tile: least share of a cut box that a tile must show to have it as a label
     tile_empty: float = 0.2  # with --tile: share of the tiles that are drawn where no object's centre is
+    min_side: float = 2.0  # pixels; an augmented image keeps boxes that are wider and higher
+    min_visible: float = 0.1  # share of a box that must be left in it
 
     def scaled_gains(self, classes: int, scales: int, size: int) -> dict[str, float]:
         """The gains of the three losses for a data set and a model, as YOLOv5 scales them."""
@@ -96,6 +100,8 @@ def load_hyp(name: str | Path) -> Hyp:
         raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
     if hyp.spd_init not in SPD_STARTS:
         raise InputError(f"{name}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {hyp.spd_init!r}")
+    if isinstance(hyp.cls_pw, str) and hyp.cls_pw != AUTO:
+        raise InputError(f"{name}: cls_pw: expected a number or {AUTO}, found {hyp.cls_pw!r}")
     for field in fields(Hyp):
         value = getattr(hyp, field.name)
         least, most = RANGES.get(field.name, (0, math.inf))

@@ -5,6 +5,7 @@ of its centre and in the two nearest neighbours. Everything is computed on whole
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,18 @@ NEIGHBOURS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 class Assignment:
     """What one scale has to predict: T targets, each an anchor of a cell of an image."""
 
-    image: Tensor  # (T)
-    anchor: Tensor  # (T)
-    row: Tensor  # (T)
-    column: Tensor  # (T)
-    xywh: Tensor  # (T, 4) in cells, x and y from the cell's corner
+    where: Tensor  # (4, T) image, anchor, row, column
     label: Tensor  # (T) class
+    xywh: Tensor  # (T, 4) in cells, x and y from the cell's corner
+    anchor_wh: Tensor  # (T, 2) in cells
+
+    def to(self, device: torch.device) -> "Assignment":
+        """Move to a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        tensors = (self.where, self.label, self.xywh, self.anchor_wh)
+        staged = [tensor.pin_memory() if device.type == "cuda" else tensor for tensor in tensors]
+        return Assignment(*(tensor.to(device, non_blocking=True) for tensor in staged))
 
 
 def assign(boxes: Tensor, anchors: Tensor, grid_wh: tuple[int, int], anchor_t: float) -> Assignment:
@@ -41,7 +48,7 @@ def assign(boxes: Tensor, anchors: Tensor, grid_wh: tuple[int, int], anchor_t: f
         grid_wh: the scale's cells.
         anchor_t: largest ratio of a side to the anchor's, either way.
     """
-    grid = torch.tensor(grid_wh, device=boxes.device)
+    grid = torch.tensor(grid_wh)
     centre, size = boxes[:, 2:4] * grid, boxes[:, 4:6] * grid
     ratio = size[None] / anchors[:, None]  # (A, M, 2)
     anchor, box = (torch.maximum(ratio, 1 / ratio).amax(2) < anchor_t).nonzero(as_tuple=True)
@@ -55,18 +62,42 @@ def assign(boxes: Tensor, anchors: Tensor, grid_wh: tuple[int, int], anchor_t: f
     column, row = cell[:, 0].clamp(0, grid_wh[0] - 1), cell[:, 1].clamp(0, grid_wh[1] - 1)
     offset = centre[box] - torch.stack((column, row), 1)
     return Assignment(
-        boxes[box, 0].long(), anchor, row, column, torch.cat((offset, size[box]), 1), boxes[box, 1].long()
+        where=torch.stack((boxes[box, 0].long(), anchor, row, column)),
+        label=boxes[box, 1].long(),
+        xywh=torch.cat((offset, size[box]), 1),
+        anchor_wh=anchors[anchor],
     )
+
+
+class _TakeCells(torch.autograd.Function):
+    """Take the outputs at T cells, (T, 5 + nc), and every cell's objectness of a raw map (B, A, ny, nx, 5 + nc).
+
+    Plain indexing does the same; its gradient would be two maps full of zeros, copied and added up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(where)
+        ctx.like = raw.new_empty(0), raw.shape, raw.stride()
+        return raw[tuple(where)], raw[..., 4].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, cells: Tensor, objectness: Tensor) -> tuple[Tensor, None]:
+        (where,) = ctx.saved_tensors
+        empty, shape, stride = ctx.like
+        gradient = torch.empty_strided(shape, stride, dtype=empty.dtype, device=empty.device).zero_()
+        gradient[..., 4] = objectness
+        return gradient.index_put_(tuple(where), cells, accumulate=True), None
 
 
 class DetectionLoss(nn.Module):
     """Box, objectness and class losses of raw maps against boxes.
 
     Called on raw maps [(B, A, ny, nx, 5 + nc)] and boxes (M, 6) of image, class, x, y, w, h in 0..1, it returns the
-    three named losses, each a scalar, the mean over the batch times its gain.
+    three named losses, each a scalar, the mean over the batch times its gain. Boxes and anchors stay on the CPU, where
+    choosing cells for them waits for nothing; the maps may be anywhere.
     """
 
-    anchors: Tensor
     cls_pw: Tensor
     obj_pw: Tensor
 
@@ -77,15 +108,18 @@ class DetectionLoss(nn.Module):
         gains: dict[str, float],
         *,
         anchor_t: float = 4.0,
-        cls_pw: float = 1.0,
+        cls_pw: float | Tensor = 1.0,
         obj_pw: float = 1.0,
         fl_gamma: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        """Take anchors (scales, A, 2) in cells and the gains of `box`, `obj` and `cls`; the rest as in `Hyp`."""
+        """Take anchors (scales, A, 2) in cells and the gains of `box`, `obj` and `cls`; the rest as in `Hyp`.
+
+        `cls_pw` may have a weight for each class, (nc).
+        """
         super().__init__()
-        self.register_buffer("anchors", anchors.clone())
-        self.register_buffer("cls_pw", torch.tensor([cls_pw]))
+        self.anchors = anchors.cpu().clone()
+        self.register_buffer("cls_pw", torch.as_tensor(cls_pw, dtype=torch.float32).reshape(-1))
         self.register_buffer("obj_pw", torch.tensor([obj_pw]))
         self.classes = classes
         self.gains = gains
@@ -97,29 +131,30 @@ class DetectionLoss(nn.Module):
 
     def forward(self, raw: list[Tensor], boxes: Tensor) -> dict[str, Tensor]:
         """Sum each term over the scales."""
-        total = {name: boxes.new_zeros(()) for name in ("box", "obj", "cls")}
+        boxes = boxes.cpu()
+        total = {name: raw[0].new_zeros((), dtype=torch.float32) for name in ("box", "obj", "cls")}
         for level, anchors, balance in zip(raw, self.anchors, self.balance, strict=False):
-            for name, value in self._level(level, anchors, boxes).items():
+            target = assign(boxes, anchors, (level.shape[3], level.shape[2]), self.anchor_t).to(level.device)
+            for name, value in self._level(level, target).items():
                 total[name] = total[name] + value * (balance if name == "obj" else 1.0)
         return {name: value * self.gains[name] for name, value in total.items()}
 
-    def _level(self, raw: Tensor, anchors: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        target = assign(boxes, anchors, (raw.shape[3], raw.shape[2]), self.anchor_t)
-        objectness = torch.zeros_like(raw[..., 4], dtype=torch.float32)
+    def _level(self, raw: Tensor, target: Assignment) -> dict[str, Tensor]:
+        cells, scores = _TakeCells.apply(raw, target.where)
+        objectness = torch.zeros_like(scores, dtype=torch.float32)
         losses = {}
-        if len(target.image):
-            where = target.image, target.anchor, target.row, target.column
-            predicted = raw[where].float()  # (T, 5 + nc)
+        if len(target.label):
+            predicted = cells.float()  # (T, 5 + nc)
             centre = predicted[:, :2].sigmoid() * 2 - 0.5
-            size = (predicted[:, 2:4].sigmoid() * 2).square() * anchors[target.anchor]
+            size = (predicted[:, 2:4].sigmoid() * 2).square() * target.anchor_wh
             overlap = complete_iou(torch.cat((centre, size), 1), target.xywh)
             losses["box"] = (1 - overlap).mean()
-            objectness[where] = overlap.detach().clamp(min=0)
+            objectness[tuple(target.where)] = overlap.detach().clamp(min=0)
             if self.classes > 1:
-                scores = torch.full_like(predicted[:, 5:], self.negative)
-                scores[torch.arange(len(scores), device=scores.device), target.label] = self.positive
-                losses["cls"] = self._cross_entropy(predicted[:, 5:], scores, self.cls_pw)
-        losses["obj"] = self._cross_entropy(raw[..., 4].float(), objectness, self.obj_pw)
+                wanted = torch.full_like(predicted[:, 5:], self.negative)
+                wanted.scatter_(1, target.label[:, None], self.positive)
+                losses["cls"] = self._cross_entropy(predicted[:, 5:], wanted, self.cls_pw)
+        losses["obj"] = self._cross_entropy(scores.float(), objectness, self.obj_pw)
         return losses
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, positive_weight: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ def make_optimizer(model: nn.Module, name: str, hyp: Hyp, batch_size: int) -> Op
         {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"},
     ]
     if name == "SGD":
-        return torch.optim.SGD(settings, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True)
+        return torch.optim.SGD(settings, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True, fused=True)
     make: type[torch.optim.Adam] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name]
-    return make(settings, lr=hyp.lr0, betas=(hyp.momentum, 0.999))
+    return make(settings, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
 
 
 def accumulation(batch_size: int, nominal: int = 64) -> int:
@@ -90,20 +90,23 @@ class EMA(Generic[M]):
     """Exponential moving average of a model's weights and buffers; evaluated and saved in the model's place."""
 
     def __init__(self, model: M, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0) -> None:
-        """Start from a copy; the decay grows as decay * (1 - exp(-updates / tau)), so that the start is forgotten."""
+        """Follow `model`, from a copy of it; the decay grows as decay * (1 - exp(-updates / tau)): the start fades."""
         self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.tau, self.updates = decay, tau, updates
+        # a state_dict shares its memory with the model, which keeps its tensors as long as it trains
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: M) -> None:
-        """Move towards `model`, once for each optimizer step."""
+    def update(self) -> None:
+        """Move towards the model, once for each optimizer step."""
         self.updates += 1
         weight = 1 - self.decay * (1 - math.exp(-self.updates / self.tau))
-        mine, theirs = self.model.state_dict(), model.state_dict()
-        floating = [key for key, value in mine.items() if value.dtype.is_floating_point]
-        torch._foreach_lerp_([mine[key] for key in floating], [theirs[key].detach() for key in floating], weight)
-        for key in mine.keys() - set(floating):
-            mine[key].copy_(theirs[key])
+        mine, theirs = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(mine, theirs, weight)
+        for count, followed in self._counts:
+            count.copy_(followed)
 
 
 class EarlyStopping:

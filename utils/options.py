@@ -7,17 +7,20 @@ same way: one line that names the source, the key and what was expected.
 import argparse
 import dataclasses
 import difflib
+import errno
 import math
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder
 T = TypeVar("T")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class InputError(ValueError):
@@ -31,6 +34,7 @@ def option(
     aliases: Sequence[str] = (),
     choices: Sequence[Any] | None = None,
     bare: Any = None,
+    positional: bool = False,
     least: float = -math.inf,
     most: float = math.inf,
 ) -> Any:
@@ -42,10 +46,12 @@ def option(
         aliases: further spellings, with their dashes.
         choices: the values allowed.
         bare: value when the flag stands without an argument (`--cache` for `--cache ram`).
+        positional: given by its place, without a flag's name, and never left out.
         least: smallest number allowed.
         most: largest number allowed.
     """
     metadata = {"help": text, "aliases": tuple(aliases), "choices": choices, "bare": bare, "range": (least, most)}
+    metadata["positional"] = positional
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -67,7 +73,18 @@ def check_ranges(options: Any) -> None:
 
 
 class Ranged:
-    """Base of a script's options: refuses numbers out of their range, from the command line and from Python alike."""
+    """Base of a script's options: refuses numbers out of their range, from the command line and from Python alike.
+
+    `given` are the names of those that were not left to their defaults.
+    """
+
+    given: frozenset[str]
+
+    def __new__(cls, *_: Any, **given: Any) -> "Ranged":
+        """Note the names."""
+        options = super().__new__(cls)
+        options.given = frozenset(given)
+        return options
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -81,10 +98,16 @@ def parse(cls: type[T], arguments: Sequence[str] | None = None, description: str
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         _add_flag(parser, field, hints[field.name])
-    return cls(**vars(parser.parse_args(arguments)))
+    absent = object()
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    found = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(fields, absent)))
+    return cls(**{name: value for name, value in vars(found).items() if value is not absent})
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any) -> None:
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, type=hint, help=field.metadata["help"])
+        return
     names = ["--" + field.name.replace("_", "-"), *field.metadata["aliases"]]
     if "_" in field.name:
         names.append("--" + field.name)  # YOLOv5 spells some flags with underscores
@@ -183,16 +206,31 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
     raise InputError(f"{place}: expected {names}, found {value!r}")
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked the program to end, by a signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
 def run_script(main: Callable[[Any], object], options: type[Any], description: str) -> None:
     """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit status 2.
 
-    Ctrl-C ends with status 130, as the shell expects.
+    So does a disk that is full or may not be written to. A signal ends with 128 and its number, as the shell expects.
     """
     try:
         main(parse(options, description=description))
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        _end(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _end(f"error: {error.filename or 'a file'}: could not be written: {error.strerror}", 2)
+    except KeyboardInterrupt as error:
+        _end("interrupted", 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT))
+
+
+def _end(line: str, status: int) -> NoReturn:
+    sys.stderr.write(f"{line}\n")
+    sys.exit(status)

@@ -3,22 +3,28 @@
 import contextlib
 import logging
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from data.annotations import Annotations, read_annotations
+from data.config import DataConfig
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
 from utils.lift import LiftReport, lift
-from utils.options import ROOT, InputError
+from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
 
 PATIENCE = 2.0  # seconds without a bar
+SHOWN_PROBLEMS = 5  # of a split's, at a script's start
 CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
 
 
@@ -50,6 +56,66 @@ def scan_progress(description: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         for bar in bars:
             bar.close()
+
+
+class StopSignals:
+    """Turns Ctrl-C and the system's request to end into `Interrupted`: at once, or inside `deferred` when asked.
+
+    A second signal is never deferred. Outside of the main thread, which alone may handle signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferring = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if not self._deferring or self.requested is not None:
+            raise Interrupted(signum)
+        self.requested = signum
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note the first signal in this block; `check` tells of it."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+
+def read_split(config: DataConfig, split: str) -> Annotations:
+    """Read a split's table with the cache and a progress bar, and say what it holds and what is wrong with it.
+
+    Raises:
+        InputError: as `read_annotations`.
+    """
+    logger = logging.getLogger("yolov5-spd")
+    with scan_progress(f"{split}: labels") as show:
+        table = read_annotations(config, split, cache=CACHE, progress=show)
+    objects, empty = int((~table.crowd).sum()), int((table.counts == 0).sum())
+    logger.info(f"{split}: {len(table)} images, {objects} labels, {empty} images without")
+    if split in config.notes:
+        logger.warning(config.notes[split])
+    for problem in table.problems[:SHOWN_PROBLEMS]:
+        logger.warning(problem)
+    if table.problems:
+        logger.warning(f"{split}: {len(table.problems)} problems; python -m data.check {config.source} shows them all")
+    return table
 
 
 def seed_everything(seed: int) -> None:

@@ -123,7 +123,9 @@ def merge_once(
     """
     order = found[:, 4].argsort(descending=True, stable=True)
     found, cut = found[order], cut[order]
-    taker = _takers(*_matches(apart(found, agnostic=agnostic), cut, iou), len(found))
+    taker = _takers(
+        *_matches(apart(found[:, :4], torch.zeros_like(found[:, 5]) if agnostic else found[:, 5]), cut, iou), len(found)
+    )
     rows = torch.arange(len(found), device=found.device)
     counts = cut[taker] & (found[:, 4] >= least_share * found[taker, 4]) | (taker == rows)
     target, part = taker[counts], found[counts]
@@ -190,7 +192,7 @@ class TiledPredictor:
         self.predictor = predictor
         self.tiling = tiling
         self.scale = size / tiling.tile
-        self.device, self.watch = predictor.device, predictor.watch
+        self.device, self.settings, self.watch = predictor.device, predictor.settings, predictor.watch
         self.on_tiles: Callable[[int, int], None] | None = None  # told of the tiles of an image done, and of all
 
     def __call__(self, batch: Batch) -> Prediction:
@@ -241,14 +243,11 @@ class TiledPredictor:
         return fitted_item(image[y : y + height, x : x + width], fitted)
 
     def _merged(self, rows: Tensor, cut: Tensor) -> Tensor:
-        settings = self.predictor.settings
         order = rows[:, 4].argsort(descending=True, stable=True)[:MAX_CANDIDATES]
         rows, cut = rows[order], cut[order]
         if self.tiling.merge == "nms":
-            merged = suppress(rows, iou=settings.iou, agnostic=settings.agnostic)
-        else:
-            merged = merge_parts(rows, cut, iou=settings.iou, agnostic=settings.agnostic)
-        return merged[: settings.max_det]
+            return suppress(rows, iou=self.settings.iou, agnostic=self.settings.agnostic, max_det=self.settings.max_det)
+        return merge_parts(rows, cut, iou=self.settings.iou, agnostic=self.settings.agnostic)[: self.settings.max_det]
 
 
 def _cut(rows: Tensor, fitted: Letterbox, image_wh: tuple[int, int]) -> Tensor:

@@ -55,7 +55,16 @@ with _undone():
     from ultralytics.utils.plotting import Annotator, colors, save_one_box
     from ultralytics.utils.torch_utils import select_device as _select_device
 
-__all__ = ["Annotator", "Progress", "colors", "increment_path", "progress", "save_one_box", "select_device"]
+__all__ = [
+    "Annotator",
+    "Progress",
+    "byte_progress",
+    "colors",
+    "increment_path",
+    "progress",
+    "save_one_box",
+    "select_device",
+]
 
 
 def increment_path(path: str | Path, *, exist_ok: bool = False) -> Path:
@@ -152,3 +161,8 @@ def progress(
 ) -> Progress[T]:
     """Show progress while `items` are consumed; without items, as a context manager moved by `update`."""
     return Progress(items, description, total=total, unit=unit)
+
+
+def byte_progress(description: str, total: int | None) -> Progress[bytes]:
+    """Show progress in bytes, as a context manager moved by `update`."""
+    return Progress(None, description, total=total, unit="B")

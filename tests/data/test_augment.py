@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import augment
-from data.augment import Augmentation, Sample
+from data.augment import Augmentation, Sample, Tile
 from data.polygons import Polygons
 from tests.data.painting import COLOURS, find, paint, random_boxes
 from utils.boxes import GREY
@@ -52,7 +52,7 @@ def check(sample: Sample, tolerance, least_iou=1.0) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mosaic_keeps_boxes_on_their_objects_to_the_pixel(seed):
     rng = np.random.default_rng(seed)
-    result = augment.mosaic(four(rng), SIZE, rng)
+    result = augment.warp(augment.mosaic(four(rng), SIZE, rng), np.eye(3), 2 * SIZE)
     assert result.image.shape == (2 * SIZE, 2 * SIZE, 3)
     assert check(result, tolerance=0) >= 4
 
@@ -60,8 +60,9 @@ def test_mosaic_keeps_boxes_on_their_objects_to_the_pixel(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mosaic_is_cut_to_its_middle(seed):
     rng = np.random.default_rng(seed)
-    canvas = augment.mosaic(four(rng), SIZE, rng)
-    result = augment.random_perspective(canvas, rng, SIZE, Augmentation())
+    tiles = augment.mosaic(four(rng), SIZE, rng)
+    canvas = augment.warp(tiles, np.eye(3), 2 * SIZE)
+    result = augment.random_perspective(tiles, canvas.size_wh, rng, SIZE, Augmentation())
     middle = slice(SIZE // 2, SIZE // 2 + SIZE)
     np.testing.assert_array_equal(result.image, canvas.image[middle, middle])
     check(result, tolerance=0.01)
@@ -83,10 +84,10 @@ def test_outlined_instances_are_bounded_after_any_warp(geometry, source, seed):
     """The outlines are the painted rectangles' own, so that the box must be the colour's extent, cut or not."""
     rng = np.random.default_rng(seed)
     if source == "mosaic":
-        sample = augment.mosaic(four(rng, outlined=True), SIZE, rng)
+        tiles, canvas_wh = augment.mosaic(four(rng, outlined=True), SIZE, rng), (2 * SIZE, 2 * SIZE)
     else:
-        sample = painted(rng, (SIZE, SIZE), range(5), outlined=True)
-    result = augment.random_perspective(sample, rng, SIZE, GEOMETRIES[geometry])
+        tiles, canvas_wh = [Tile(painted(rng, (SIZE, SIZE), range(5), outlined=True))], (SIZE, SIZE)
+    result = augment.random_perspective(tiles, canvas_wh, rng, SIZE, GEOMETRIES[geometry])
     assert result.image.shape == (SIZE, SIZE, 3)
     assert check(result, tolerance=2, least_iou=0.9) >= 1
     assert result.polygons is not None
@@ -95,11 +96,26 @@ def test_outlined_instances_are_bounded_after_any_warp(geometry, source, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_tiles_warped_one_by_one_look_like_their_canvas_warped_whole(geometry, seed):
+    """But for seams and edges, moved to whole pixels by `_stretch` and blended in the whole: no gap between tiles."""
+    rng = np.random.default_rng(seed)
+    tiles = augment.mosaic(four(rng), SIZE, rng)
+    canvas = augment.warp(tiles, np.eye(3), 2 * SIZE)
+    matrix = augment.random_matrix(canvas.size_wh, rng, SIZE, GEOMETRIES[geometry])
+    parts, whole = augment.warp(tiles, matrix, SIZE), augment.warp([Tile(canvas)], matrix, SIZE)
+    difference = np.abs(parts.image.astype(int) - whole.image).max(2)
+    assert (difference > 2).mean() < 0.1
+    assert (cv2.erode((difference > 90).astype(np.uint8), np.ones((3, 3), np.uint8)) == 0).all()
+    np.testing.assert_allclose(parts.boxes, whole.boxes, atol=1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_boxes_enclose_their_objects_after_any_warp(geometry, seed):
     """Without outlines a box is its corners' bounds: the extent itself, unless the border cuts a turned one."""
     rng = np.random.default_rng(seed)
     sample = painted(rng, (SIZE, SIZE), range(5))
-    result = augment.random_perspective(sample, rng, SIZE, GEOMETRIES[geometry])
+    result = augment.random_perspective([Tile(sample)], sample.size_wh, rng, SIZE, GEOMETRIES[geometry])
     extents = find(result.image)
     assert len(result.boxes) >= 2
     for colour, box in zip(result.classes.tolist(), result.boxes, strict=True):
@@ -115,7 +131,7 @@ def test_warp_is_exact_to_a_fraction_of_a_pixel():
     """Enlarged threefold, the box and the colour's soft edge agree to a quarter pixel: no half-pixel drift."""
     boxes = np.array([[40, 44, 60, 59]])
     sample = Sample(paint((SIZE, SIZE), boxes, [7]), boxes.astype(np.float32), np.array([7]))
-    result = augment.warp(sample, np.array(((3.0, 0, -80), (0, 3.0, -90), (0, 0, 1))), SIZE)
+    result = augment.warp([Tile(sample)], np.array(((3.0, 0, -80), (0, 3.0, -90), (0, 0, 1))), SIZE)
     np.testing.assert_allclose(result.boxes[0], [40, 42, 100, 87], atol=1e-4)
     white = (result.image[..., 0].astype(float) - GREY) / (255 - GREY)  # coverage, rows and columns through the middle
     row, column = white[65], white[:, 70]
@@ -139,10 +155,28 @@ def test_rules_of_dropping():
         np.float32,
     )
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    result = augment.warp(Sample(image, boxes, np.arange(7)), np.eye(3), SIZE)
+    result = augment.warp([Tile(Sample(image, boxes, np.arange(7)))], np.eye(3), SIZE)
     assert result.classes.tolist() == [0, 2, 3]
     outlines = Polygons(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2), np.full(7, 4))
-    assert augment.warp(Sample(image, boxes, np.arange(7), outlines), np.eye(3), SIZE).classes.tolist() == [0, 2, 3, 4]
+    result = augment.warp([Tile(Sample(image, boxes, np.arange(7), outlines))], np.eye(3), SIZE)
+    assert result.classes.tolist() == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("strength", "kept"),
+    [
+        (Augmentation(), [0, 1]),
+        (Augmentation(min_side=12), [0]),
+        (Augmentation(min_side=0), [0, 1, 2]),
+        (Augmentation(min_visible=0.6), [1]),
+        (Augmentation(min_visible=0), [0, 1, 3]),
+    ],
+)
+def test_the_smallest_box_kept_is_the_recipes(strength, kept):
+    boxes = np.array([[-20, 10, 20, 60], [50, 50, 60, 70], [80, 80, 81, 81], [155, 10, 255, 60]], np.float32)
+    sample = Sample(np.zeros((SIZE, SIZE, 3), np.uint8), boxes, np.arange(4))
+    result = augment.warp([Tile(sample)], np.eye(3), SIZE, strength)
+    assert result.classes.tolist() == kept
 
 
 def test_points_behind_the_horizon_leave_the_image_on_their_own_side():
@@ -229,8 +263,8 @@ def test_empty_images_pass_through_everything():
         Polygons(np.zeros((0, 2), np.float32), np.zeros(0, np.int64)),
     )
     rng = np.random.default_rng(0)
-    sample = augment.copy_paste(augment.mosaic([empty] * 4, SIZE, rng), rng, 1.0)
-    sample = augment.random_perspective(sample, rng, SIZE, GEOMETRIES["all"])
+    tiles = augment.mosaic([augment.copy_paste(empty, rng, 1.0)] * 4, SIZE, rng)
+    sample = augment.random_perspective(tiles, (2 * SIZE, 2 * SIZE), rng, SIZE, GEOMETRIES["all"])
     sample = augment.flip_left_right(augment.flip_up_down(augment.mixup(sample, sample, rng)))
     assert sample.boxes.shape == (0, 4)
     assert sample.boxes.dtype == np.float32
@@ -239,7 +273,8 @@ def test_empty_images_pass_through_everything():
 def test_same_seed_same_result():
     def run(seed):
         rng = np.random.default_rng(seed)
-        sample = augment.random_perspective(augment.mosaic(four(rng), SIZE, rng), rng, SIZE, GEOMETRIES["all"])
+        tiles = augment.mosaic(four(rng), SIZE, rng)
+        sample = augment.random_perspective(tiles, (2 * SIZE, 2 * SIZE), rng, SIZE, GEOMETRIES["all"])
         return augment.hsv(sample, rng, Augmentation(hsv_h=0.1, hsv_s=0.7, hsv_v=0.4))
 
     first, again, other = run(3), run(3), run(4)

@@ -1,10 +1,14 @@
 """Data YAMLs: what they may say, where their paths lead, and how a mistake in them is told."""
 
+import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from data import glyphs
+from data.annotations import read_annotations
 from data.config import CONVERTERS, Archive, load_data_config, prepare, require_split
 from utils.options import ROOT, InputError, find_yaml, read_yaml
 
@@ -48,9 +52,11 @@ val: images/b
 names: {1: dog, 0: 7}
 nc: 2
 annotations: {val: annotations/b.json}
+without_json: {val: [b.txt]}
 download:
   - https://example.org/a.zip
-  - {url: "https://example.org/b.zip", to: images, sha256: abc, size: 12}
+  - {url: "https://example.org/b.zip", to: images, strip: 1, splits: [val], size: 12,
+     sha256: 0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f}
 """,
         )
     )
@@ -61,7 +67,7 @@ download:
     assert config.annotations == {"val": root / "annotations/b.json"}
     assert config.download == [
         Archive("https://example.org/a.zip"),
-        Archive("https://example.org/b.zip", to="images", sha256="abc", size=12),
+        Archive("https://example.org/b.zip", to="images", strip=1, splits=["val"], sha256="0f" * 32, size=12),
     ]
 
 
@@ -114,6 +120,20 @@ def test_datasets_dir_leaves_absolute_paths(tmp_path, monkeypatch):
         ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', sha: 1}]\n", "download: unknown key 'sha'"),
         ("names: [a]\ndownload: [{sha256: x}]\n", "download: expected https:// addresses"),
         ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', size: big}]\n", "download: size: expected int"),
+        ("names: [a]\ndownload: 'https://a.b/c d.zip'\n", "download: expected https:// addresses"),
+        ("names: [a]\ndownload: 'https:///c.zip'\n", "download: expected https:// addresses"),
+        ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', sha256: abc}]\n", "sha256: expected 64 hexadecimal digits"),
+        (
+            "names: [a]\ndownload: [{url: 'https://a.b/c.zip', to: /etc}]\n",
+            "to: expected a folder below the data set's",
+        ),
+        ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', to: a/../..}]\n", "to: expected a folder below"),
+        ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', size: 0}]\n", "expected strip from 0 and size from 1"),
+        ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', strip: -1}]\n", "expected strip from 0 and size from 1"),
+        ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', splits: [vla]}]\n", "unknown key 'vla'; did you mean val?"),
+        ("names: [a]\nwithout_json: x\n", "without_json: expected what to read for each split"),
+        ("names: [a]\nwithout_json: {val: x}\n", "without_json: unknown key 'val'"),
+        ("names: [a]\nannotations: {val: a.json}\nwithout_json: {val: 3}\n", "without_json: val: expected a folder"),
         ("- a\n", "expected a mapping"),
     ],
 )
@@ -136,7 +156,7 @@ def test_missing_split_says_what_and_how(tmp_path):
     with pytest.raises(InputError) as caught:
         require_split(config, "val")
     text = str(caught.value)
-    for part in (path, tmp_path / "images/val", tmp_path / "a.json", "https://example.org/v.zip", tmp_path / "images"):
+    for part in (path, tmp_path / "images/val", tmp_path / "a.json", f"get it with: python -m data.download {path};"):
         assert str(part) in text
     assert "YOLOv5_DATASETS_DIR" in text
     assert "\n" not in text
@@ -163,13 +183,68 @@ def test_shipped_class_counts():
     assert {path.stem: load_data_config(path).nc for path in SHIPPED if path.stem in expected} == expected
 
 
-def test_missing_coco_says_how(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("split", "missing", "flags"),
+    [
+        ("train", "annotations/instances_train2017.json", ""),
+        ("val", "annotations/instances_val2017.json", " --splits val"),
+        ("test", "annotations/image_info_test-dev2017.json", " --splits test"),
+    ],
+)
+def test_missing_coco_says_how(tmp_path, monkeypatch, split, missing, flags):
     monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(tmp_path))
     with pytest.raises(InputError) as caught:
-        require_split(load_data_config("data/coco.yaml"), "val")
-    for part in ("coco/images/val2017", "coco/annotations/instances_val2017.json"):
+        require_split(load_data_config("data/coco.yaml"), split)
+    for part in (f"coco/images/{split}2017", f"coco/{missing}"):
         assert str(tmp_path / part) in str(caught.value)
-    assert "zips/val2017.zip and unpack it in" in str(caught.value)
+    assert f"get it with: python -m data.download coco{flags}; " in str(caught.value)
+
+
+def coco_folder(root: Path, *, jsons: tuple[str, ...], lists: bool) -> Path:
+    """Two images of each split in COCO's folders, with jsons, or labels and lists as YOLOv5 has them."""
+    for split in ("train", "val", "test"):
+        for kind in ("images", "labels") if lists else ("images",):
+            (root / kind / f"{split}2017").mkdir(parents=True)
+        for number in (1, 2):
+            assert cv2.imwrite(str(root / f"images/{split}2017/{number}.jpg"), np.zeros((20, 20, 3), np.uint8))
+        if lists:
+            (root / f"labels/{split}2017/1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+            name = "test-dev" if split == "test" else split
+            (root / f"{name}2017.txt").write_text(f"./images/{split}2017/1.jpg\n")
+    content = {"images": [{"id": 7, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "person"}]}
+    content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1}]
+    (root / "annotations").mkdir()
+    for name in jsons:
+        (root / f"annotations/{name}2017.json").write_text(json.dumps(content))
+    return root
+
+
+OFFICIAL = ("instances_train", "instances_val", "image_info_test-dev")
+
+
+@pytest.mark.parametrize(
+    ("jsons", "lists", "from_json"),
+    [
+        (OFFICIAL, False, {"train", "val", "test"}),
+        ((), True, set()),
+        (("instances_val",), True, {"val"}),  # as YOLOv5's archive of labels has it
+        (OFFICIAL, True, {"train", "val", "test"}),
+    ],
+    ids=["official", "lists", "lists and val's json", "both"],
+)
+def test_coco_in_the_layouts_that_people_have(tmp_path, monkeypatch, jsons, lists, from_json):
+    monkeypatch.setenv("YOLOv5_DATASETS_DIR", str(tmp_path))
+    root = coco_folder(tmp_path / "coco", jsons=jsons, lists=lists)
+    config = load_data_config("coco.yaml")
+    assert set(config.annotations) == from_json
+    assert set(config.notes) == {"train", "val", "test"} - from_json
+    for split in ("train", "val", "test"):
+        table = read_annotations(config, split)
+        assert table.paths == [root / f"images/{split}2017/1.jpg"]
+        assert table.image_ids.tolist() == ([7] if split in from_json else [0])
+        assert table.crowd.tolist() == [split in from_json]
+        warned = any("is not there: " in line and "YOLO's labels are read" in line for line in table.problems)
+        assert warned == (split not in from_json)
 
 
 def test_glyphs_are_generated_where_the_yaml_says(tmp_path, monkeypatch):

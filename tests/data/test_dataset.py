@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -61,7 +62,7 @@ def test_validation_items_are_letterboxed_and_come_back_with_unletterbox(annotat
         item = dataset[Draw(index)]
         assert item.index == index
         assert item.image.dtype == torch.uint8
-        assert item.image.is_contiguous()
+        assert item.image.permute(1, 2, 0).is_contiguous()  # channels last
         assert item.geometry is not None
         assert item.image.shape == (3, *item.geometry.padded_wh[::-1])
         assert tuple(dataset.shapes_wh[index]) == item.geometry.padded_wh
@@ -144,7 +145,7 @@ def test_crowd_regions_are_left_out_and_outlines_stay_with_their_boxes(make_anno
     assert DetectionDataset(table, SIZE)[Draw(0)].labels[:, 0].tolist() == [1, 4]
     dataset = DetectionDataset(table, 2 * SIZE, augmentation=Augmentation())
     assert dataset[Draw(0)].labels[:, 0].tolist() == [1, 4]
-    sample = dataset._letterboxed(0, dataset._geometry(0))
+    sample = dataset._letterboxed(0, dataset._geometry(0), dataset._images.read)
     assert sample.polygons is not None
     assert sample.polygons[1].tolist() == (2 * triangle).tolist()
     np.testing.assert_array_equal(sample.boxes[1], [120, 20, 200, 80])
@@ -217,6 +218,25 @@ def test_read_image_turns_by_exif_and_takes_any_name_and_depth(tmp_path):
     assert read_image(deep).dtype == np.uint8
     assert (read_image(deep) == 90).all()
     assert read_image(deep).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize(("size_wh", "reduce"), [((1024, 513), 8), ((1000, 600), 4), ((500, 500), 2), ((250, 200), 1)])
+def test_training_decodes_large_jpegs_at_reduced_scale(make_annotations, monkeypatch, size_wh, reduce):
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), size_wh, interpolation=cv2.INTER_CUBIC)
+    annotations = make_annotations([smooth], [np.zeros((0, 4))], [()])
+    path = annotations.paths[0].with_suffix(".jpg")
+    cv2.imwrite(str(path), smooth)
+    annotations = replace(annotations, paths=[path])
+    asked = []
+    monkeypatch.setattr(module, "read_image", lambda path, reduce: asked.append(reduce) or read_image(path, reduce))
+    training = DetectionDataset(annotations, SIZE, augmentation=Augmentation())[Draw(0)].image
+    exact = DetectionDataset(annotations, SIZE)[Draw(0)].image
+    assert asked == [reduce, 1]
+    assert (training.float() - exact.float()).abs().mean() < 1.5
+    cv2.imwrite(str(path), smooth[:-8])
+    with pytest.raises(InputError, match=r"pixels now, was"):
+        DetectionDataset(annotations, SIZE, augmentation=Augmentation())[Draw(0)]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])

@@ -111,6 +111,27 @@ def test_weights_draw_with_replacement():
     assert counts[7] == pytest.approx(750, abs=60)
 
 
+@pytest.mark.parametrize(("batch_size", "count"), [(2, 8), (8, 16), (16, 16), (40, 40)])
+def test_partners_of_a_training_batch_are_its_own_images_and_few_more(batch_size, count):
+    sampler = ShapeSampler(np.full((160, 2), SIZE), np.ones(160), batch_size, shuffle=True)
+    sampler.weights = np.arange(160.0) % 2  # the further ones are drawn by weight, too
+    for batch in sampler:
+        (partners,) = {draw.partners for draw in batch}
+        assert list(partners[:batch_size]) == [draw.image for draw in batch]
+        assert len(partners) == count
+        assert all(partner % 2 for partner in partners)
+
+
+def test_a_batch_of_mosaics_reads_each_image_once(annotations, monkeypatch):
+    dataset = DetectionDataset(annotations, SIZE, augmentation=Augmentation(mosaic=1, mixup=1))
+    read, seen = dataset._images.read, []
+    monkeypatch.setattr(dataset._images, "read", lambda index: seen.append(index) or read(index))
+    draws = [Draw(image, (0, image), None, (1, 2, 3, 4)) for image in (1, 2, 3, 4)]
+    items = dataset.__getitems__(draws)
+    assert sorted(seen) == [1, 2, 3, 4]
+    assert all(torch.equal(item.image, dataset[draw].image) for item, draw in zip(items, draws, strict=True))
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_have_one_shape_and_lose_no_image(shuffle):
     rng = np.random.default_rng(0)

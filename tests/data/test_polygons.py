@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.polygons import Polygons
+from data.polygons import Polygons, without_area
 
 SIZE = 100
 
@@ -57,3 +57,17 @@ def test_clip_agrees_with_a_convex_intersection(seed):
         assert cv2.contourArea(clipped[row]) == pytest.approx(area, rel=1e-3)
         bounds = np.concatenate((expected.min((0, 1)), expected.max((0, 1))))
         np.testing.assert_allclose(clipped.bounds_xyxy()[row], bounds, atol=0.05)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_polygons_without_area(scale: int):
+    rng = np.random.default_rng(0)
+    lines = [(start := rng.random(2)) + rng.random((4, 1)) * (rng.random(2) - start) for _ in range(20)]
+    parts = [*rng.random((20, 5, 2)), *lines, np.zeros((0, 2)), np.array([[0, 0], [1, 1], [1, 0], [0, 1]])]  # a bow tie
+    points = np.concatenate(parts) * scale
+    found = without_area(points, np.array([len(part) for part in parts]))
+    boxes = [np.ptp(part, axis=0).prod() if len(part) else 0 for part in parts]
+    areas = [cv2.contourArea(part.astype(np.float32)) for part in parts]
+    expected = [len(part) > 0 and area < 1e-4 * box for part, area, box in zip(parts, areas, boxes, strict=True)]
+    assert found.tolist() == expected
+    assert sum(expected) == 21

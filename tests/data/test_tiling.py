@@ -8,7 +8,7 @@ from data.augment import Augmentation
 from data.dataset import Draw
 from data.images import read_image
 from data.loader import make_loader
-from data.tiling import TrainingTiles, WholeImages, dataset_kind, image_scales, typical_scale
+from data.tiling import TrainingTiles, WholeImages, dataset_kind, typical_scale
 from tests.data.painting import find, paint, random_boxes
 from utils.boxes import GREY, xywh_to_xyxy
 
@@ -121,7 +121,7 @@ def test_validation_carries_the_whole_image(annotations):
 
 
 def test_the_scale_is_that_of_most_objects(annotations):
-    assert image_scales(annotations, 320, None).tolist() == [320 / 500, 320 / 700, 320 / 60, 320 / 300]
+    assert annotations.scales(320).tolist() == [320 / 500, 320 / 700, 320 / 60, 320 / 300]
     assert typical_scale(annotations, 320, None) == 320 / 500
     assert typical_scale(annotations, 320, 160) == 2
     assert typical_scale(annotations.subset([3]), 300, None) == 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.yolo import load_model
 from tests.utils.damage import flipped_files
 from utils.checkpoint import (
     FORMAT,
@@ -34,15 +35,13 @@ def trained():
     """A model, its optimizer, schedule and scaler after a step."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     model(torch.rand(2, 3, 8, 8)).square().mean().backward()
     optimizer.step()
-    schedule.step()
-    return model, optimizer, schedule, torch.amp.GradScaler("cpu")
+    return model, optimizer, torch.amp.GradScaler("cpu")
 
 
 def content(**others):
-    model, optimizer, schedule, scaler = trained()
+    model, optimizer, scaler = trained()
     return {
         "config": CONFIG,
         "names": ["cell", "plate"],
@@ -50,7 +49,8 @@ def content(**others):
         "ema": {key: value + 1 for key, value in model.state_dict().items()},
         "updates": 1,
         "optimizer": optimizer.state_dict(),
-        "scheduler": schedule.state_dict(),
+        "place": {"epoch": 4, "batch": 2, "losses": (0.5, 0.25, 0.125), "images": 32},
+        "data": {"train": {"number of images": 8}},
         "scaler": scaler.state_dict(),
         "rng": rng_state(shuffle=np.random.default_rng(3)),
         "epoch": 0,
@@ -93,7 +93,7 @@ def test_a_round_trip_gives_the_same_state(saved):
     path, made = saved
     read = load_checkpoint(path)
     assert read["format"] == FORMAT
-    for key in ("config", "names", "epoch", "best", "options", "hyp", "versions", "scaler", "scheduler", "updates"):
+    for key in ("config", "names", "epoch", "best", "options", "hyp", "versions", "scaler", "place", "data", "updates"):
         assert read[key] == made[key]
     same(read["model"], made["model"])
     same(read["ema"], made["ema"])
@@ -214,7 +214,7 @@ def test_strip_leaves_the_ema_in_half_precision(saved, tmp_path):
     read = load_checkpoint(best)
     assert best.stat().st_size < path.stat().st_size / 2
     assert [key for key, value in read.items() if value is None] == [
-        "model", "optimizer", "rng", "scaler", "scheduler", "updates"
+        "data", "model", "optimizer", "place", "rng", "scaler", "updates"
     ]  # fmt: skip
     assert read["ema"]["0.weight"].dtype == torch.float16
     assert read["ema"]["1.num_batches_tracked"].dtype == torch.int64
@@ -239,10 +239,25 @@ def test_transfer_copies_by_name_and_shape(tmp_path):
     assert report.mismatched == {"3.weight": ((5, 4, 1, 1), (2, 4, 1, 1))}
     for key, value in target.state_dict().items():
         assert torch.equal(value, source[key] if key in report.copied else kept[key])
-    assert str(report) == (
+    assert str(report).splitlines() == [
         "6 of 9 tensors carried over, 1 of another shape (3.weight: (5, 4, 1, 1) for (2, 4, 1, 1)), "
-        "1 missing (1.weight), 1 unused (9.weight), 1 left out (1.running_var)"
-    )
+        "1 missing (1.weight), 1 unused (9.weight), 1 left out (1.running_var)",
+        "  1.running_var: 1 of 1 tensors anew: 1.running_var left out",
+        "  1.weight: 1 of 1 tensors anew: 1.weight missing",
+        "  3.weight: 1 of 1 tensors anew: 3.weight (5, 4, 1, 1) there, (2, 4, 1, 1) here",
+    ]
+
+
+def test_transfer_tells_each_row_that_starts_anew(tmp_path):
+    source = load_model("yolov5-spd-n.yaml", names=["a"])
+    target = load_model("yolov5-spd-n.yaml", names=["a", "b"])
+    report = transfer(target, Weights({}, [], source.state_dict(), tmp_path), exclude=["anchors"])
+    first, *rows = str(report).splitlines()
+    assert first.startswith("342 of 349 tensors carried over, 6 of another shape")
+    assert rows == [
+        "  model.30: 7 of 7 tensors anew: anchors left out, m.0.weight (18, 64, 1, 1) there, (21, 64, 1, 1) here, "
+        "m.0.bias (18,) there, (21,) here, ..."
+    ]
 
 
 def test_a_whole_transfer_reads_briefly():

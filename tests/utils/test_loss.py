@@ -8,7 +8,7 @@ import torch
 
 from models.yolo import load_model
 from tests.formula import fill_by_formula, formula_images
-from utils.loss import DetectionLoss, assign
+from utils.loss import DetectionLoss, _TakeCells, assign
 
 
 def test_golden_losses(spd_reference: dict[str, Any]) -> None:
@@ -39,9 +39,10 @@ def test_assignment_follows_the_rule() -> None:
         cells = {(int(x), int(y))}
         cells |= {(int(x) + (-1 if x % 1 < 0.5 else 1), int(y)), (int(x), int(y) + (-1 if y % 1 < 0.5 else 1))}
         expected |= {(int(box[0]), a, r, c, int(box[1])) for c, r in cells if 0 <= c < grid[0] and 0 <= r < grid[1]}
-    columns = (found.image, found.anchor, found.row, found.column, found.label)
-    assert set(zip(*(column.tolist() for column in columns), strict=True)) == expected
-    absolute = found.xywh[:, :2] + torch.stack((found.column, found.row), 1)
+    _, chosen, row, column = found.where
+    assert set(zip(*found.where.tolist(), found.label.tolist(), strict=True)) == expected
+    assert found.anchor_wh.equal(anchors[chosen])
+    absolute = found.xywh[:, :2] + torch.stack((column, row), 1)
     assert ((found.xywh[:, :2] > -0.5) & (found.xywh[:, :2] < 1.5)).all()
     assert absolute.min() >= 0
 
@@ -54,3 +55,15 @@ def test_no_boxes_train_objectness_alone() -> None:
     assert losses["cls"] == 0
     sum(losses.values()).backward()
     assert model.head.m[0].bias.grad.abs().sum() > 0
+
+
+def test_gradients_of_taken_cells_are_those_of_indexing() -> None:
+    """Also where several boxes fall to one cell."""
+    raw = torch.randn(2, 3, 4, 5, 9, dtype=torch.float64, requires_grad=True)
+    where = torch.tensor([[0, 1, 1, 1], [2, 0, 0, 1], [3, 1, 1, 0], [4, 2, 2, 0]])
+    weights = torch.randn(4, 9, dtype=torch.float64), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    gradients = []
+    for cells, scores in (_TakeCells.apply(raw, where), (raw[tuple(where)], raw[..., 4])):
+        loss = (cells.sin() * weights[0]).sum() + (scores.cos() * weights[1]).sum()
+        gradients += torch.autograd.grad(loss, raw)
+    torch.testing.assert_close(*gradients)

@@ -74,7 +74,7 @@ def test_average_follows_its_formula() -> None:
         model.train()(torch.randn(4, 2, 3, 3))  # moves the statistics
         with torch.no_grad():
             model[0].weight += torch.randn_like(model[0].weight)
-        average.update(model)
+        average.update()
         decay = 0.9999 * (1 - math.exp(-update / 10))
         for key, value in model.state_dict().items():
             expected[key] = expected[key] * decay + value.double() * (1 - decay) if value.is_floating_point() else value

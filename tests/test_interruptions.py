@@ -1,0 +1,224 @@
+"""Runs that are killed, asked to end, or meet a full disk, a dead worker or a loss that is no number: nothing lost."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+import train
+from data.dataset import DetectionDataset
+from tests.test_scripts import command
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.options import ROOT, InputError, Interrupted
+from utils.run_log import RunLog
+
+SETTINGS = {"imgsz": 64, "batch_size": 2, "noplots": True, "workers": 0}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A step of the optimizer for each batch of 2, and mosaics, so that workers have something to do."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("optimizer: AdamW\nlr0: 0.001\nwarmup_epochs: 0.5\nnominal_batch: 2\nmosaic: 0.5\n")
+    return path
+
+
+@pytest.fixture
+def short(squares: Path, tiny_cfg: str, recipe: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a training of 4 batches an epoch that takes seconds."""
+    return SETTINGS | {"cfg": tiny_cfg, "data": str(squares), "hyp": str(recipe), "project": str(tmp_path)}
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    pairs = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return [text for flag, value in pairs.items() for text in ([flag] if value is True else [flag, str(value)])]
+
+
+def raise_signal(monkeypatch: pytest.MonkeyPatch, signum: int, batch: int) -> None:
+    """Let the first epoch's batch of that number bring a signal."""
+    monkeypatch.setattr(
+        RunLog, "batch_drawer", lambda *_: lambda number, _: number == batch and signal.raise_signal(signum)
+    )
+
+
+def error_line(capsys: pytest.CaptureFixture) -> str:
+    """What the command ended with, after its progress bars: one line, and no traceback."""
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    assert text.count("error: ") == 1, text
+    return text.strip().splitlines()[-1].removeprefix("error: ")
+
+
+def same_end(one: Path, other: Path) -> None:
+    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
+    first, second = (torch.load(run / "weights/last.pt", weights_only=True) for run in (one, other))
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_three_times_and_resumed_is_the_run_left_alone(
+    squares: Path, tiny_cfg: str, recipe: Path, workers: int
+) -> None:
+    """Random moments, new ones each time; the seed is told when it fails."""
+    seed = random.randrange(10**6)
+    soak = ["-m", "benchmarks.soak", "--kills", "3", "--epochs", "6", "--data", squares, "--cfg", tiny_cfg]
+    extra = ["--batch-size", "2", "--workers", workers, "--seed", seed, "--hyp", recipe]
+    done = subprocess.run(
+        [sys.executable, *map(str, soak + extra)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (seed, done.stdout[-2000:], done.stderr[-2000:])
+    assert done.stdout.count("- kill") == 3
+    assert "differences: none" in done.stdout
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: int, status: int
+) -> None:
+    train.run(**short, epochs=2, name="whole")
+    with monkeypatch.context() as patch:
+        raise_signal(patch, signum, batch=1)
+        assert command(train, patch, *flags(short | {"epochs": 2, "name": "cut"})) == status
+    assert load_checkpoint(tmp_path / "cut/weights/last.pt")["place"]["batch"] == 2  # of the four
+    assert signal.getsignal(signum) is not None
+    assert command(train, monkeypatch, "--resume", tmp_path / "cut") == 0
+    same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_second_signal_does_not_wait(short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def twice(number: int, _: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunLog, "batch_drawer", lambda *_: twice)
+    with pytest.raises(Interrupted):
+        train.run(**short, epochs=1, name="run")
+
+
+def test_a_signal_in_the_validation_keeps_the_epoch(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train.run(**short, epochs=2, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train.run(**short, epochs=2, name="cut")
+    place = load_checkpoint(tmp_path / "cut/weights/last.pt")["place"]
+    assert (place["epoch"], place["batch"], place["images"]) == (0, 4, 8)
+    train.run(resume=str(tmp_path / "cut"))
+    same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_epochs_may_be_raised_on_resuming(short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train.run(**short, epochs=1, name="run")
+    with pytest.raises(InputError, match="1 epochs are done; --epochs"):
+        train.run(resume=str(tmp_path / "run"))
+    train.run(resume=str(tmp_path / "run"), epochs=3)
+    assert "3 epochs, not 1: learning rates follow the new length" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "run/results.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+
+
+def test_what_may_not_change_is_refused_on_resuming(short: dict[str, Any], tmp_path: Path, squares: Path) -> None:
+    train.run(**short, epochs=1, name="run")
+    for name, value, told in (
+        ("batch_size", 4, "--batch-size 4: the run in .* has 2"),
+        ("cfg", "yolov5n.yaml", "--cfg"),
+    ):
+        with pytest.raises(InputError, match=told):
+            train.run(resume=str(tmp_path / "run"), epochs=2, **{name: value})
+    copy = tmp_path / "data"
+    subprocess.run(["cp", "-r", squares.parent, copy], check=True)
+    train.run(resume=str(tmp_path / "run"), epochs=2, data=str(copy / squares.name))  # moved, not changed
+    label = copy / "labels/all/3.txt"
+    rows = label.read_text().splitlines()
+    for text, told in (
+        ("\n".join(rows[:-1]), "train: number of labels changed .*: 24 then, 23 now"),
+        ("\n".join([rows[0].replace(rows[0].split()[1], "0.4"), *rows[1:]]), "train: labels changed"),
+    ):
+        label.write_text(text + "\n")
+        with pytest.raises(InputError, match=told):
+            train.run(resume=str(tmp_path / "run"), epochs=3, data=str(copy / squares.name))
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make, main_process = DetectionDataset.__getitems__, os.getpid()
+
+    def deadly(dataset: DetectionDataset, draws: list[Any]) -> Any:
+        if os.getpid() != main_process and dataset.augmentation is not None and draws[0].seed[1] == 1:  # epoch 1
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(dataset, draws)
+
+    monkeypatch.setattr(DetectionDataset, "__getitems__", deadly)
+    options = short | {"epochs": 3, "name": "run", "workers": 1}
+    assert command(train, monkeypatch, *flags(options)) == 2
+    assert error_line(capsys).startswith("DataLoader worker")
+    assert load_checkpoint(tmp_path / "run/weights/last.pt")["place"]["epoch"] == 1
+
+
+def test_a_loss_that_is_no_number_is_told_with_its_images(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wild = tmp_path / "wild.yaml"
+    wild.write_text("lr0: 1.0e+30\nwarmup_epochs: 0\nnominal_batch: 1\nmosaic: 0\n")
+    train.run(**short, epochs=1, name="run")
+    good = load_checkpoint(tmp_path / "run/weights/last.pt")
+    options = short | {"epochs": 2, "name": "run", "exist_ok": True, "hyp": wild}
+    assert command(train, monkeypatch, *flags(options)) == 2
+    error = error_line(capsys)
+    assert "the loss is not finite" in error
+    assert ".png" in error
+    (picture,) = (tmp_path / "run/debug").iterdir()
+    assert str(picture) in error
+    assert cv2.imread(str(picture)).std() > 5
+    kept = load_checkpoint(tmp_path / "run/weights/last.pt")
+    assert all(torch.equal(value, kept["model"][key]) for key, value in good["model"].items())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs takes Linux and root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_leaves_the_old_checkpoint(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, small_disk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = small_disk / "last.pt"
+    content = {"config": {}, "names": [], "model": {"a": torch.rand(600_000)}}
+    save_checkpoint(path, content)
+    with pytest.raises(InputError, match=r"last\.pt: the checkpoint could not be written: No space left"):
+        save_checkpoint(path, content | {"model": {"a": torch.zeros(600_000)}})
+    assert torch.equal(load_checkpoint(path)["model"]["a"], content["model"]["a"])
+    assert [file.name for file in small_disk.iterdir()] == ["last.pt"]
+    (small_disk / "ballast").write_bytes(bytes(1_400_000))
+    options = short | {"project": small_disk, "epochs": 2, "name": "run"}
+    assert command(train, monkeypatch, *flags(options)) == 2
+    assert "No space left" in error_line(capsys)
+
+
+def test_a_folder_that_may_not_be_written_is_told(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    assert command(train, monkeypatch, *flags(short | {"project": tmp_path / "taken", "epochs": 1})) == 2
+    assert "taken" in error_line(capsys)
