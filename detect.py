@@ -22,10 +22,11 @@ from data.loader import collate
 from data.sources import Frame, Source, VideoWriter, open_source
 from utils.boxes import resize
 from utils.drawing import draw_detections
-from utils.engine import NmsSettings, Predictor
+from utils.engine import Detector, NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, run_script
 from utils.report import folder_names, unique_stems, write_text_atomically
 from utils.runs import check_image_size, make_run_folder, open_model, start_logging
+from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, save_one_box, select_device
 from utils.validation import yolo_lines
 
@@ -57,6 +58,11 @@ class Options(Ranged):
     project: str = option("runs/detect", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
+    batch_size: int = option(16, "tiles in a forward pass", aliases=("--batch",), least=1)
     line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
@@ -92,12 +98,13 @@ def main(options: Options) -> tuple[Path, Source]:
         augment=options.augment,
         folded=options.fold,
     )
+    detector = tiled(predictor, options, size)
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     frames = 0
     with Output(folder, model.names, source.files, options) as output:
-        for frame in _with_progress(source):
+        for frame in _with_progress(source, detector):
             item = letterboxed_item(frame.image, size, model.max_stride)
-            output.write(frame, predictor(collate([item])).original[0].cpu())
+            output.write(frame, detector(collate([item])).original[0].cpu())
             frames += 1
     times = predictor.watch.seconds.items()
     speeds = ", ".join(f"{1e3 * value / max(frames, 1):.1f} ms {name}" for name, value in times)
@@ -106,11 +113,13 @@ def main(options: Options) -> tuple[Path, Source]:
     return folder, source
 
 
-def _with_progress(source: Source) -> Iterator[Frame]:
-    """Frames with a bar that counts files, or the frames of a single video."""
+def _with_progress(source: Source, detector: Detector) -> Iterator[Frame]:
+    """Frames with a bar that counts files, and tells the frame of a video and the tile of an image."""
     bar: Progress[Frame] = progress(description="detect", total=len(source.files), unit="file")
     with bar:
         last = None
+        if isinstance(detector, TiledPredictor):
+            detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
         for frame in source:
             if last is not None and frame.path != last:
                 bar.update()
@@ -176,6 +185,7 @@ class Output:
             line_width=options.line_thickness,
             hide_labels=options.hide_labels,
             hide_conf=options.hide_conf,
+            copy=False,  # nothing looks at the image after this, and it may be large
         )
         if frame.is_video:
             writer = self._writer(frame, stem)

@@ -19,15 +19,15 @@ import torch
 from data.annotations import Annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
-from data.dataset import DetectionDataset
 from data.loader import Loader, LoaderError, make_loader
+from data.tiling import dataset_kind, typical_scale
 from models.fold import fold
 from models.summary import parameters
 from models.yolo import Model
 from utils.assemble import fit_model_anchors, freeze, make_loss
 from utils.autobatch import largest_batch
 from utils.checkpoint import load_checkpoint, read_weights, rng_state, save_checkpoint, strip
-from utils.engine import NmsSettings, NonFiniteLossError, Place, Predictor, Trainer, find_amp, image_weights
+from utils.engine import Detector, NmsSettings, NonFiniteLossError, Place, Predictor, Trainer, find_amp, image_weights
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.lift import start_strided
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
@@ -46,6 +46,7 @@ from utils.runs import (
     start_logging,
     start_model,
 )
+from utils.tiles import TiledPredictor, Tiling
 from utils.upstream import select_device
 from utils.validation import FITNESS, Report, parse_fitness, validate
 
@@ -63,6 +64,7 @@ class Options(Ranged):
     epochs: int = option(100, "passes over the training images", least=1)
     batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
+    tile: int | None = option(None, "train and validate on tiles of so many pixels, cut from large images", least=32)
     rect: bool = option(False, "batches of like shapes, without mosaic")
     resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
     nosave: bool = option(False, "keep the last checkpoint only")
@@ -103,6 +105,8 @@ def run(**options: object) -> Report:
 def main(options: Options) -> Report:
     """Train as the options say."""
     start_logging()
+    if options.tile and (options.rect or options.image_weights):
+        raise InputError("--tile: not together with --rect or --image-weights, which are about whole images")
     checkpoint = None
     if options.resume:
         path = find_last(options.resume)
@@ -129,7 +133,8 @@ class Training:
         self.size = check_image_size(options.imgsz, self.model.max_stride)
         if not options.noautoanchor and checkpoint is None:
             placeholders = isinstance(self.model.config["anchors"], int) and not options.weights
-            fit_model_anchors(self.model, self.train_table, self.size, self.hyp.anchor_t, always=placeholders)
+            boxes = self.train_table.wh_at(self.size, options.tile)
+            fit_model_anchors(self.model, boxes, self.hyp.anchor_t, always=placeholders)
         if options.fold:
             fold(self.model)
         freeze(self.model, options.freeze)
@@ -197,18 +202,19 @@ class Training:
     def _make_loader(self, table: Annotations, *, train: bool) -> Loader:
         options = self.options
         wanted = {field.name: getattr(self.hyp, field.name) for field in fields(Augmentation)}
+        kind = dataset_kind(options.tile, visible=self.hyp.tile_visible, empty=self.hyp.tile_empty, train=train)
         with scan_progress(f"--cache {options.cache}") as show:
-            dataset = DetectionDataset(
+            dataset = kind(
                 table,
                 self.size,
                 stride=self.model.max_stride,
                 augmentation=Augmentation(**wanted) if train else None,
                 rect=options.rect or not train,
-                cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
+                cache=options.cache,
                 cache_folder=CACHE / "images",
                 progress=show,
             )
-        batch_size = self.batch_size if train else self.batch_size * 2
+        batch_size = self.batch_size if train else 1 if options.tile else self.batch_size * 2
         return make_loader(dataset, batch_size=batch_size, workers=options.workers, seed=options.seed, train=train)
 
     @cached_property
@@ -333,10 +339,12 @@ class Training:
         )
 
     def _validate(self, model: Model | None = None) -> Report:
-        measured = model or self.trainer.ema.model
-        predictor = Predictor(measured, self.device, settings=VALIDATION, folded=self.options.fold)
+        plain = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION, folded=self.options.fold)
+        tile, count = self.options.tile, self.batch_size * 2
+        detector: Detector = TiledPredictor(plain, Tiling(tile, batch_size=count), self.size) if tile else plain
+        criterion = None if tile else self.trainer.criterion  # boxes merged from tiles are in no map
         pictures = None if self.options.noplots else self.folder
-        return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
+        return validate(detector, self.val_loader, self.val_table, criterion=criterion, pictures=pictures)
 
     def _save(self, place: Place, *, is_best: bool = False) -> None:
         """Write last.pt, best.pt if these weights are the best so far, and the periodic checkpoint when due."""
@@ -353,6 +361,7 @@ class Training:
             },
             "options": asdict(self.options),
             "hyp": asdict(self.hyp),
+            "scale": typical_scale(self.train_table, self.size, self.options.tile),
             "versions": {"torch": str(torch.__version__)},
         }
         if is_best:  # before last.pt, which says that it is there

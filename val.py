@@ -16,6 +16,7 @@ from data.annotations import Annotations
 from data.config import DataConfig, load_data_config, prepare
 from data.dataset import DetectionDataset
 from data.loader import make_loader
+from data.tiling import WholeImages
 from models.yolo import Model
 from utils.areas import parse_bands
 from utils.engine import NmsSettings, Predictor
@@ -25,6 +26,7 @@ from utils.plots import plot_study
 from utils.report import comparison_table, write_csv
 from utils.report_files import write_coco_json, write_detections, write_report
 from utils.runs import check_image_size, make_run_folder, open_model, read_split, start_logging
+from utils.tiles import MERGES, tile_side, tiled
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate
 
@@ -37,7 +39,7 @@ class Options(Ranged):
 
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
     weights: str = option("", "checkpoint to measure", aliases=("--weight",))
-    batch_size: int = option(32, "images in a batch", aliases=("--batch",), least=1)
+    batch_size: int = option(32, "images in a batch, or tiles", aliases=("--batch",), least=1)
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
     conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
     iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
@@ -53,6 +55,10 @@ class Options(Ranged):
     save_hybrid: bool = option(False, "write the labels and the detections beyond them as YOLO txt")
     save_conf: bool = option(False, "put the confidence into the txt files")
     save_json: bool = option(False, "write COCO's result json and ask pycocotools for its figures")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
     project: str = option("runs/val", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
@@ -79,6 +85,8 @@ def main(options: Options) -> Report:
     model = open_model(options.weights, None if options.single_cls else annotations.names)
     if options.single_cls:
         annotations = annotations.as_single_class()
+    if options.tile:
+        tile_side(options.tile, options.imgsz, Path(options.weights))  # refused before anything is written
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
     measurement = _Measurement(options, config, split, annotations, model, device, folder)
     if options.task == "study":
@@ -115,8 +123,9 @@ class _Measurement:
         """Validate once."""
         options = self.options
         size = check_image_size(options.imgsz, self.model.max_stride)
-        dataset = DetectionDataset(self.annotations, size, stride=self.model.max_stride, rect=True)
-        loader = make_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
+        kind, batch_size = (WholeImages, 1) if options.tile else (DetectionDataset, options.batch_size)
+        dataset = kind(self.annotations, size, stride=self.model.max_stride, rect=True)
+        loader = make_loader(dataset, batch_size=batch_size, workers=options.workers, train=False)
         settings = NmsSettings(
             options.conf_thres, options.iou_thres, options.max_det, multi_label=True, single_class=options.single_cls
         )
@@ -128,8 +137,9 @@ class _Measurement:
             augment=options.augment,
             folded=options.fold,
         )
+        detector = tiled(predictor, options, size)
         if options.task in ("speed", "study"):
-            predictor.warm_up(next(iter(loader)))
+            detector.warm_up(next(iter(loader)))
         files = None
         if options.save_txt or options.save_hybrid:
             files = LabelFiles(
@@ -137,7 +147,7 @@ class _Measurement:
             )
         pictures = self.folder if options.task in ("train", "val", "test") else None
         bands = parse_bands(options.areas)
-        return validate(predictor, loader, self.annotations, bands=bands, pictures=pictures, label_files=files)
+        return validate(detector, loader, self.annotations, bands=bands, pictures=pictures, label_files=files)
 
     def write(self, report: Report) -> None:
         """Write the report's files and, if asked, have pycocotools measure as well."""

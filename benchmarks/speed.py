@@ -49,7 +49,7 @@ class Options(Ranged):
 
     spd: str = option("yolov5-spd-n.yaml", "SPD model")
     strided: str = option("yolov5n.yaml", "strided baseline")
-    sections: list[str] = option([], "what to measure, all when not given", choices=SECTIONS)  # noqa: RUF009
+    sections: list[str] = option([], "what to measure, all when not given", choices=SECTIONS)
     rounds: int = option(7, "timed turns of each variant, after one that is not counted", least=1)
     compile: bool = option(False, "also with torch.compile")
     device: str = option("", "cpu, or a GPU's number; empty chooses")

@@ -85,10 +85,13 @@ class Annotations:
         """The points (k, 2) of a box's polygon, none if it has none."""
         return self.polygons[self.polygon_starts[row] : self.polygon_starts[row + 1]]
 
-    def wh_at(self, size: int) -> Floats:
-        """Width and height (M, 2) of the boxes that are no crowd regions when their images' longer side is `size`."""
-        scales = np.repeat(size / self.sizes_wh.max(1), self.counts)[:, None]
-        return (self.boxes[:, 2:] * scales)[~self.crowd]
+    def scales(self, size: int, tile: int | None = None) -> Floats:
+        """Pixels made of one of each image's, (N,), when its longer side, or that of a tile, becomes `size`."""
+        return np.full(len(self), size / tile) if tile else size / self.sizes_wh.max(1)
+
+    def wh_at(self, size: int, tile: int | None = None) -> Floats:
+        """Width and height (M, 2) of the boxes that are no crowd regions, at the images' `scales`."""
+        return (self.boxes[:, 2:] * np.repeat(self.scales(size, tile), self.counts)[:, None])[~self.crowd]
 
     def as_single_class(self) -> "Annotations":
         """The same boxes, all of one class called `object`."""

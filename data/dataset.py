@@ -68,22 +68,24 @@ class Item:
     """One image ready for a batch: uint8 RGB (3, H, W), channels last, and its labels.
 
     `labels` (n, 5) are class, x, y, w, h, in shares of W and H; `geometry` says how the image was letterboxed, and is
-    None when it was augmented.
+    None when it was augmented; `whole` is the image as decoded, BGR (H, W, 3), where tiles are to be cut from it.
     """
 
     image: Tensor
     labels: Tensor
     index: int
     geometry: Letterbox | None
+    whole: Tensor | None = None
 
 
 def letterboxed_item(image: Image, size: int, stride: int) -> Item:
     """Letterbox an image (H, W, 3) that belongs to no data set, as validation does, without labels."""
-    return unlabelled_item(image, fit_rectangle((image.shape[1], image.shape[0]), size, stride))
+    item = unlabelled_item(image, fit_rectangle((image.shape[1], image.shape[0]), size, stride))
+    return replace(item, whole=torch.from_numpy(image))
 
 
 def unlabelled_item(image: Image, geometry: Letterbox) -> Item:
-    """Scale and pad an image (H, W, 3) that belongs to no data set as `geometry` says."""
+    """Scale and pad an image (H, W, 3), or a window of one, that belongs to no data set as `geometry` says."""
     nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
     return _item(nothing, 0, geometry)
 
@@ -121,11 +123,17 @@ class DetectionDataset(Dataset[Item]):
         self.rect = rect
         sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
         self._letterboxes = [  # one for each size that occurs
-            fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
-            for width, height in sizes.tolist()
+            self._fit((width, height), stride) for width, height in sizes.tolist()
         ]
-        files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=augmentation is None)
-        self._images = _cached(files, cache, cache_folder, progress) if cache else files
+        exact = augmentation is None
+        self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=exact)
+        self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
+
+    def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
+        """How images of a size are scaled and padded."""
+        if self.rect:
+            return fit_rectangle(original_wh, self.size, stride)
+        return fit(original_wh, (self.size, self.size))
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -169,6 +177,10 @@ class DetectionDataset(Dataset[Item]):
 
     def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
         """One image with its boxes, scaled and padded as `geometry` says."""
+        return self._labelled(letterbox(read(index), geometry), index, geometry)
+
+    def _labelled(self, image: Image, index: int, geometry: Letterbox) -> Sample:
+        """Put the image's boxes, scaled and padded as `geometry` says, to its pixels, which are so already."""
         table = self.annotations
         span = table.rows(index)
         kept = np.flatnonzero(~table.crowd[span])
@@ -181,7 +193,7 @@ class DetectionDataset(Dataset[Item]):
             polygons = self._outlines(index).take(kept)
             polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
         return Sample(
-            letterbox(read(index), geometry),
+            image,
             np.concatenate((low, high), 1).astype(np.float32),
             table.classes[span][kept],
             polygons,
@@ -261,13 +273,17 @@ class _ImageFiles:
         return self.letterboxes[self.ids[index]].scaled_wh
 
     def read(self, index: int) -> Image:
-        path, scaled_wh = self.paths[index], self.scaled_wh(index)
-        expected = self.letterboxes[self.ids[index]].original_wh
-        reduce = 1 if self.exact else _reduction(expected, scaled_wh)
+        scaled_wh = self.scaled_wh(index)
+        reduce = 1 if self.exact else _reduction(self.letterboxes[self.ids[index]].original_wh, scaled_wh)
+        return resize(self.decode(index, reduce), scaled_wh)
+
+    def decode(self, index: int, reduce: int = 1) -> Image:
+        """An image as it is in its file, or a JPEG at that part of its sides."""
+        path, expected = self.paths[index], self.letterboxes[self.ids[index]].original_wh
         image = read_image(path, reduce)
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
             raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
-        return resize(image, scaled_wh)
+        return image
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
@@ -316,7 +332,7 @@ class _DiskImages:
     def read(self, index: int) -> Image:
         target = self._file(index)
         if target.is_file():
-            return np.load(target, allow_pickle=False)
+            return np.load(target, mmap_mode="r", allow_pickle=False)  # of a large one a tile may be all that is read
         image = self.files.read(index)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             np.save(part, image)

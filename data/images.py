@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from utils.options import InputError
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow reads no more than headers here
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 
 _ORIENTATION = 274  # EXIF's and TIFF's tag
@@ -82,6 +84,10 @@ def _decode(encoded: npt.NDArray[np.uint8], mode: int, source: str) -> npt.NDArr
     try:
         return cv2.imdecode(encoded, mode)  # type: ignore[return-value]
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error.err):
+            raise InputError(
+                f"{source}: has more pixels than OpenCV decodes; set OPENCV_IO_MAX_IMAGE_PIXELS to allow more than 2^30"
+            ) from error
         raise InputError(f"{source}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 
 
@@ -113,7 +119,10 @@ def read_header(path: Path) -> Header:
                 width, height = image.size
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow will not even tell the size of what is so large
+        height, width = read_image(path).shape[:2]
+        return Header(width, height, _is_whole(path))
+    except OSError as error:
         raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
     is_whole = _is_whole(path)
     if not is_whole:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -36,13 +36,15 @@ class Batch:
     """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; boxes (M, 6) of all of them.
 
     A box is image in batch, class, x, y, w, h, in shares of W and H. `indices` are the images' places in the
-    annotations; `geometries` say how they were letterboxed, None for augmented ones.
+    annotations; `geometries` say how they were letterboxed, None for augmented ones; `wholes` are the images as they
+    are, uint8 BGR (H, W, 3), for those that carry them.
     """
 
     images: Tensor
     boxes: Tensor
     indices: list[int]
     geometries: list[Letterbox | None]
+    wholes: list[Tensor | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +73,7 @@ def collate(items: list[Item]) -> Batch:
         boxes=torch.cat((owners[:, None], torch.cat([item.labels for item in items])), 1),
         indices=[item.index for item in items],
         geometries=[item.geometry for item in items],
+        wholes=[item.whole for item in items],
     )
 
 

@@ -188,7 +188,7 @@ class ActivatedNorm(nn.Module):
             return F.silu(norm(x))
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        return _NormAndSiLU.apply(  # type: ignore[no-any-return]
+        return _NormAndSiLU.apply(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
         )
 

@@ -15,7 +15,15 @@ LAYERS = [
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
-    | {"utils.lift", "utils.assemble", "utils.resume", "utils.report_files", "utils.hub", "utils.results"},
+    | {
+        "utils.lift",
+        "utils.assemble",
+        "utils.resume",
+        "utils.tiles",
+        "utils.report_files",
+        "utils.hub",
+        "utils.results",
+    },
     SCRIPTS,
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}

@@ -124,6 +124,7 @@ def test_a_run_resumes_where_it_stopped(short: dict[str, Any], tmp_path: Path) -
         {"optimizer": "Adam", "multi_scale": True, "image_weights": True, "cache": "ram"},
         {"single_cls": True, "freeze": [3], "fold": False, "label_smoothing": 0.1, "cache": "disk", "noval": True},
         {"sync_bn": True, "batch_size": -1, "hyp": "hyp.scratch-high.yaml", "amp": False, "nosave": True},
+        {"tile": 48, "cache": "disk", "seed": 1},
         {"cfg": "yolov5-spd-p2.yaml", "noautoanchor": True, "patience": 1, "save_period": 1},
     ],
     ids=lambda options: next(iter(options)),
@@ -256,6 +257,36 @@ def test_detected_boxes_lie_on_their_objects(squares: Path, trained: Path, tmp_p
         assert (box_iou(*corners).amax(1) > 0.5).float().mean() > 0.8, name
 
 
+def test_tiles_of_a_large_image_keep_the_scale_of_training(squares: Path, trained: Path, tmp_path: Path) -> None:
+    images = [cv2.imread(str(squares.parent / f"images/all/{number}.png")) for number in (5, 7)]
+    sheet = np.full((2 * 128, 2 * 128, 3), 120, np.uint8)
+    truth = []
+    for place, number in enumerate((5, 7, 7, 5)):
+        image = images[number == 7]
+        x, y = place % 2 * 128, place // 2 * 128
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+        rows = np.loadtxt(squares.parent / f"labels/all/{number}.txt", ndmin=2)
+        rows[:, 1:] *= np.tile(image.shape[1::-1], 2)
+        truth.append(
+            np.hstack((rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2)) + np.array((x, y, x, y))
+        )
+    data = tmp_path / "sheet.yaml"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    cv2.imwrite(str(tmp_path / "images/sheet.png"), sheet)
+    data.write_text("train: images\nval: images\nnames: [square, disc]\n")
+    options = {"weights": str(trained / "weights/best.pt"), "imgsz": 128, "project": str(tmp_path), "tile": "auto"}
+    folder = detect.run(**options, source=str(tmp_path / "images/sheet.png"), save_csv=True, conf_thres=0.4)
+    rows = csv.DictReader((folder / "predictions.csv").open())
+    found = torch.tensor([[float(row[key]) for key in ("x1", "y1", "x2", "y2")] for row in rows])
+    overlaps = box_iou(found, torch.from_numpy(np.concatenate(truth)).float())
+    assert (overlaps.amax(0) > 0.5).float().mean() > 0.8
+    assert ((overlaps > 0.3).sum(0) <= 1).all(), "an object was found twice"
+    report = val.run(**options, data=str(data), workers=0, save_txt=True, full=False, merge="nms")
+    assert set(report.evaluation.milliseconds) == {"preprocess", "inference", "nms", "merge"}
+    assert len(read_txt(tmp_path / "exp2/labels")) == 1
+
+
 def test_a_broken_image_among_good_ones(
     squares: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +339,7 @@ def test_train_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path
     assert "lr0: expected float, found 'fast'" in refuse(train, *start, "--hyp", hyp)
     assert "no such file" in refuse(train, *start, "--hyp", "none.yaml")
     assert "--weights or --cfg" in refuse(train, "--data", squares)
+    assert "--tile: not together with --rect" in refuse(train, *start, "--tile", "64", "--rect")
     assert "the model has rows 0 to 30" in refuse(train, *start, "--freeze", "99", "100")
     assert "--device 7: no such device" in refuse(train, *start, "--device", "7")
     assert "unknown key 'trian'" in refuse(train, *start[:2], "--data", broken_data(tmp_path, squares, trian="x"))
@@ -329,6 +361,8 @@ def test_val_refuses(refuse: Any, squares: Path, trained: Path, tmp_path: Path) 
     assert "no checkpoint" in refuse(val, "--weights", text, "--data", squares)
     assert "no such file" in refuse(val, "--weights", tmp_path / "none.pt", "--data", squares)
     assert "--weights" in refuse(val, "--data", squares)
+    tiles = ("--weights", weights, "--data", squares, "--tile")
+    assert "--tile 3: expected pixels, 32 or more, or 'auto'" in refuse(val, *tiles, "3")
     assert "--areas 0,9,3: expected two or more rising" in refuse(val, "--weights", weights, "--areas", "0,9,3")
     assert "no split 'test'" in refuse(val, "--weights", weights, "--data", squares, "--task", "test")
 

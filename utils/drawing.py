@@ -36,8 +36,9 @@ def draw_detections(
     line_width: int | None = None,
     hide_labels: bool = False,
     hide_conf: bool = False,
+    copy: bool = True,
 ) -> Image:
-    """Draw boxes on a copy of a BGR image, the most confident on top.
+    """Draw boxes on a BGR image, or a copy of it, the most confident on top.
 
     Args:
         image: (H, W, 3).
@@ -46,12 +47,13 @@ def draw_detections(
         line_width: pixels; by the image's size when None.
         hide_labels: boxes only.
         hide_conf: names without the confidence.
+        copy: leave the given image as it is.
     """
     width = line_width or max(round(sum(image.shape[:2]) / 2 * 0.003), 1)
     text = "".join(names)
     # The package would look for a font for other scripts on the network; a font of this machine is given instead
     writing = {} if text.isascii() else {"pil": True, "font": font_file(), "font_size": max(7 * width, 12)}
-    annotator = Annotator(image.copy(), line_width=width, **writing)
+    annotator = Annotator(image.copy() if copy else image, line_width=width, **writing)
     if text.isascii():
         annotator.sf = max(width / 3, 0.4)  # thin lines on small images still need letters that can be read
     for *xyxy, confidence, class_id in sorted(rows.tolist(), key=lambda row: float(row[4])):

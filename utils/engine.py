@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -71,6 +72,20 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+class Detector(Protocol):
+    """What finds objects in batches and keeps the time: a Predictor, or one that looks at tiles."""
+
+    device: torch.device
+    settings: NmsSettings
+    watch: Stopwatch
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Detect in a batch as the loader gives it."""
+
+    def warm_up(self, batch: Batch) -> None:
+        """Detect once untimed."""
 
 
 class Predictor:
@@ -170,7 +185,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Detector,
     loader: Loader,
     *,
     criterion: DetectionLoss | None = None,

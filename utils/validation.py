@@ -17,7 +17,7 @@ from utils.areas import COCO_BANDS, Bands
 from utils.boxes import xyxy_to_xywh
 from utils.coco import Metrics, evaluate_coco
 from utils.drawing import as_batch_boxes, plot_batch
-from utils.engine import Evaluation, Prediction, Predictor, evaluate
+from utils.engine import Detector, Evaluation, Prediction, evaluate
 from utils.loss import DetectionLoss
 from utils.options import InputError
 from utils.report import console_table, unique_stems, write_text_atomically
@@ -129,7 +129,7 @@ def yolo_lines(rows: Tensor, size: Tensor, confidences: bool) -> str:
 
 
 def validate(
-    predictor: Predictor,
+    predictor: Detector,
     loader: Loader,
     annotations: Annotations,
     *,

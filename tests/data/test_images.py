@@ -1,10 +1,13 @@
 """Image files: damaged ones are told apart from those that can still be used."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.images import read_header, read_image
 from utils.options import InputError
@@ -41,3 +44,20 @@ def test_whole_files_are_not_decoded_for_their_size(tmp_path: Path, monkeypatch:
         cv2.imwrite(str(tmp_path / f"whole{suffix}"), picture())
     monkeypatch.setattr(cv2, "imdecode", None)
     assert {read_header(path) for path in tmp_path.iterdir()} == {(64, 48, True)}
+
+
+def test_an_image_too_large_for_pillow_has_the_size_that_opencv_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2.imwrite(str(tmp_path / "large.png"), picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_header(tmp_path / "large.png") == (64, 48, True)
+
+
+def test_an_image_too_large_for_opencv_is_told(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 30_000, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path = tmp_path / "huge.png"
+    path.write_bytes(start + b"\0\0\0\0IDAT\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82")
+    with pytest.raises(InputError, match=r"huge\.png: has more pixels than OpenCV decodes; set OPENCV_IO_MAX"):
+        read_image(path)

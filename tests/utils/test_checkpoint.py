@@ -19,6 +19,7 @@ from utils.checkpoint import (
     rng_state,
     save_checkpoint,
     strip,
+    training_scale,
     transfer,
 )
 from utils.options import InputError
@@ -56,6 +57,7 @@ def content(**others):
         "best": 0.25,
         "options": {"img": 320, "weights": None},
         "hyp": {"lr0": 0.01},
+        "scale": 0.5,
         "versions": {"torch": str(torch.__version__)},
         **others,
     }
@@ -73,6 +75,18 @@ def saved(tmp_path):
     path, made = tmp_path / "last.pt", content()
     save_checkpoint(path, made)
     return path, made
+
+
+def test_the_scale_of_training_is_read_where_there_is_one(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    assert training_scale(path) == 0.5
+    old = torch.load(path, weights_only=True)
+    del old["scale"]
+    torch.save(old, path)
+    assert load_checkpoint(path)["scale"] is None
+    with pytest.raises(InputError, match=r"last\.pt: does not tell at what scale it was trained"):
+        training_scale(path)
 
 
 def test_a_round_trip_gives_the_same_state(saved):
