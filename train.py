@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import Annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
 from data.dataset import DetectionDataset
@@ -39,6 +39,7 @@ from utils.runs import (
     build_from_weights,
     check_image_size,
     make_run_folder,
+    read_split,
     scan_progress,
     seed_everything,
     start_logging,
@@ -161,19 +162,8 @@ class Training:
     def _read_data(self) -> tuple[Annotations, Annotations]:
         config = load_data_config(self.options.data)
         prepare(config)
-        tables = []
-        for split in ("train", "val"):
-            with scan_progress(f"{split}: labels") as show:
-                table = read_annotations(config, split, cache=CACHE, progress=show)
-            plain = int((~table.crowd).sum())
-            empty = int((table.counts == 0).sum())
-            self.logger.info(f"{split}: {len(table)} images, {plain} labels, {empty} images without")
-            for line in table.problems[:10]:
-                self.logger.warning(line)
-            if len(table.problems) > 10:
-                self.logger.warning(f"... and {len(table.problems) - 10} more of {split}")
-            tables.append(table.as_single_class() if self.options.single_cls else table)
-        return tables[0], tables[1]
+        tables = read_split(config, "train"), read_split(config, "val")
+        return (tables[0].as_single_class(), tables[1].as_single_class()) if self.options.single_cls else tables
 
     def _make_model(self, checkpoint: dict[str, Any] | None) -> Model:
         names = self.train_table.names

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import Annotations
 from data.config import DataConfig, load_data_config, prepare
 from data.dataset import DetectionDataset
 from data.loader import make_loader
@@ -20,7 +20,7 @@ from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, run_script
 from utils.plots import plot_study
 from utils.report import write_text_atomically
-from utils.runs import CACHE, check_image_size, make_run_folder, open_model, scan_progress, start_logging
+from utils.runs import check_image_size, make_run_folder, open_model, read_split, start_logging
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate, write_coco_json, write_report
 
@@ -69,14 +69,11 @@ def main(options: Options) -> Report:
     device = select_device(options.device)
     prepare(config)
     split = options.task if options.task in ("train", "val", "test") else "val"
-    with scan_progress(f"{split}: labels") as show:
-        annotations = read_annotations(config, split, cache=CACHE, progress=show)
+    annotations = read_split(config, split)
     model = open_model(options.weights, None if options.single_cls else annotations.names)
     if options.single_cls:
         annotations = annotations.as_single_class()
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
-    for line in annotations.problems[:10]:
-        logger.warning(line)
     measurement = _Measurement(options, config, split, annotations, model, device, folder)
     if options.task == "study":
         report = _study(measurement)

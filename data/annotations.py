@@ -5,6 +5,7 @@ pickles that is found stale when any file it was made from has another size or t
 """
 
 import hashlib
+import json
 import logging
 import tempfile
 import zipfile
@@ -18,13 +19,14 @@ import numpy.typing as npt
 from data import coco_json
 from data.config import DataConfig
 from data.files import Progress, find_images, image_sizes, label_path, map_chunks
+from data.problems import Problem
 from data.rows import Floats, Ints, Rows, concatenate, offsets, ranges
 from data.yolo_labels import read_labels
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
 
-_CACHE_FORMAT = "1"  # to be raised when reading gives other results
+_CACHE_FORMAT = "2"  # to be raised when reading gives other results
 _TEXTS = ("names", "paths", "problems")  # the fields that are no arrays
 
 
@@ -45,7 +47,7 @@ class Annotations:
         crowd: (M,) true for a region of many objects, which evaluation ignores.
         polygons: (P, 2) float32 points in the original's pixels.
         polygon_starts: (M + 1,); box j has the points `polygon_starts[j] : polygon_starts[j + 1]`, maybe none.
-        problems: a line "file:line: what" for each row or image left out or in doubt.
+        problems: of the rows and images left out or in doubt.
     """
 
     names: list[str]
@@ -60,7 +62,7 @@ class Annotations:
     crowd: npt.NDArray[np.bool_]
     polygons: npt.NDArray[np.float32]
     polygon_starts: Ints
-    problems: list[str]
+    problems: list[Problem]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,6 +84,11 @@ class Annotations:
     def polygon(self, row: int) -> npt.NDArray[np.float32]:
         """The points (k, 2) of a box's polygon, none if it has none."""
         return self.polygons[self.polygon_starts[row] : self.polygon_starts[row + 1]]
+
+    def wh_at(self, size: int) -> Floats:
+        """Width and height (M, 2) of the boxes that are no crowd regions when their images' longer side is `size`."""
+        scales = np.repeat(size / self.sizes_wh.max(1), self.counts)[:, None]
+        return (self.boxes[:, 2:] * scales)[~self.crowd]
 
     def as_single_class(self) -> "Annotations":
         """The same boxes, all of one class called `object`."""
@@ -111,7 +118,12 @@ class Annotations:
 
 
 def read_annotations(
-    config: DataConfig, split: str, *, cache: Path | None = None, progress: Progress | None = None
+    config: DataConfig,
+    split: str,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    refuse_nameless: bool = True,
 ) -> Annotations:
     """Read a split's table, from the COCO json if the YAML names one for it, else from YOLO's label files.
 
@@ -120,36 +132,47 @@ def read_annotations(
         split: train, val or test.
         cache: the folder that keeps the table for the next time.
         progress: called with the number of images read and of all images, from time to time.
+        refuse_nameless: raise for a class without a name, rather than leave its objects out; needed for a cache.
 
     Raises:
         InputError: the split or a file of it is missing, no image is readable, or a class has no name.
     """
+    assert refuse_nameless or cache is None, "the cache is for tables without such objects"
     images, strangers = find_images(config, split)
     json_file = config.annotations.get(split)
     key, file = "", None
     if cache is not None:
         sources = [json_file] if json_file else [label_path(image) for image in images]
-        key = _fingerprint([*config.names, str(config.root), *strangers], [*images, *sources])
+        key = _fingerprint([*config.names, str(config.root), *map(str, strangers)], [*images, *sources])
         file = cache / f"{split}-{_digest([str(config.source.resolve()), str(config.root)])[:16]}.npz"
         if (table := _load(file, key)) is not None:
             return table
-    read = _read_coco if json_file else _read_yolo
-    table = read(config, split, images, strangers, progress)
+    if json_file:
+        table = _read_coco(config, split, images, strangers, progress)
+    else:
+        table = _read_yolo(config, split, images, strangers, progress, refuse_nameless=refuse_nameless)
     if file is not None:
         _save(table, file, key)
     return table
 
 
 def _read_yolo(
-    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+    config: DataConfig,
+    split: str,
+    images: list[Path],
+    problems: list[Problem],
+    progress: Progress | None,
+    *,
+    refuse_nameless: bool,
 ) -> Annotations:
-    def read(chunk: Sequence[Path]) -> tuple[list[Path], npt.NDArray[np.int32], list[str], Rows]:
-        sizes, unreadable = image_sizes(chunk)
+    def read(chunk: Sequence[Path]) -> tuple[list[Path], npt.NDArray[np.int32], list[Problem], Rows]:
+        sizes, damaged = image_sizes(chunk)
         readable = sizes.min(1) > 0
         paths = [path for path, kept in zip(chunk, readable, strict=True) if kept]
-        return paths, sizes[readable], unreadable, read_labels(paths, sizes[readable], config.names)
+        rows = read_labels(paths, sizes[readable], config.names, refuse_nameless=refuse_nameless)
+        return paths, sizes[readable], damaged, rows
 
-    paths, sizes, unreadable, rows = zip(*map_chunks(read, images, progress), strict=True)
+    paths, sizes, damaged, rows = zip(*map_chunks(read, images, progress), strict=True)
     joined = [path for chunk in paths for path in chunk]
     return _table(
         config,
@@ -158,12 +181,12 @@ def _read_yolo(
         sizes_wh=np.concatenate(sizes),
         ids=(np.arange(len(joined)), np.arange(config.nc)),
         rows=concatenate(rows, [len(chunk) for chunk in paths]),
-        problems=[*problems, *(line for chunk in unreadable for line in chunk)],
+        problems=[*problems, *(problem for chunk in damaged for problem in chunk)],
     )
 
 
 def _read_coco(
-    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+    config: DataConfig, split: str, images: list[Path], problems: list[Problem], progress: Progress | None
 ) -> Annotations:
     path = config.annotations[split]
     content = coco_json.load_coco(path)
@@ -177,9 +200,10 @@ def _read_coco(
         content["annotations"],
         listed=(entry["id"] for entry in content["images"]),
         kept=found.ids[readable],
+        sizes_wh=sizes[readable],
         classes=classes,
     )
-    unreadable = [line for _, lines in chunks for line in lines]
+    damaged = [problem for _, problems_of_chunk in chunks for problem in problems_of_chunk]
     return _table(
         config,
         split,
@@ -187,7 +211,7 @@ def _read_coco(
         sizes_wh=sizes[readable],
         ids=(found.ids[readable], category_ids),
         rows=rows,
-        problems=[*problems, *found.problems, *unreadable, *unmatched, *coco_json.size_problems(found, sizes, path)],
+        problems=[*problems, *found.problems, *damaged, *unmatched, *coco_json.size_problems(found, sizes, path)],
     )
 
 
@@ -199,7 +223,7 @@ def _table(
     sizes_wh: npt.NDArray[np.int32],
     ids: tuple[Ints, Ints],
     rows: Rows,
-    problems: list[str],
+    problems: list[Problem],
 ) -> Annotations:
     if not paths:
         reasons = f"; {problems[0]}" if problems else ""
@@ -241,8 +265,12 @@ def _digest(lines: Iterable[str]) -> str:
 def _save(table: Annotations, file: Path, key: str) -> None:
     """Write the cache beside its place and rename it, so that no reader meets half a file."""
     arrays = {field.name: getattr(table, field.name) for field in fields(table)}
-    for name in _TEXTS:
-        text = "\0".join(str(line) for line in arrays[name])
+    texts = {
+        "names": "\0".join(table.names),
+        "paths": "\0".join(map(str, table.paths)),
+        "problems": json.dumps(table.problems),
+    }
+    for name, text in texts.items():
         arrays[name] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -263,10 +291,10 @@ def _load(file: Path, key: str) -> Annotations | None:
             if str(arrays["key"]) != key:
                 return None
             values = {field.name: arrays[field.name] for field in fields(Annotations)}
-        for name in _TEXTS:
-            text = values[name].tobytes().decode(errors="surrogateescape")
-            values[name] = text.split("\0") if text else []
-        values["paths"] = [Path(path) for path in values["paths"]]
+        texts = {name: values[name].tobytes().decode(errors="surrogateescape") for name in _TEXTS}
+        values["names"] = texts["names"].split("\0")
+        values["paths"] = [Path(path) for path in texts["paths"].split("\0")]
+        values["problems"] = [Problem(*parts) for parts in json.loads(texts["problems"])]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         LOGGER.warning("%s: the label cache is damaged and is made anew: %s", file, error)
         return None

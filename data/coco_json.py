@@ -6,18 +6,21 @@ Images are known by their file names, categories by their names; ids are kept, s
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from data.rows import Ints, Rows
+from data.polygons import flat
+from data.problems import Problem
+from data.rows import Ints, Rows, repeated
 from utils.options import InputError
 
 _LIMIT = 1e12  # of a number that can be pixels
+_OVERHANG = 1.0  # pixels that rounding puts over an image's edge
 _NUMBERS = {int, float}  # a truth value is none
 
 
@@ -28,7 +31,7 @@ class CocoImages:
     paths: list[Path]
     ids: Ints
     declared_wh: npt.NDArray[np.int64]
-    problems: list[str]
+    problems: list[Problem]
 
 
 def load_coco(path: Path) -> dict[str, list[Any]]:
@@ -68,16 +71,17 @@ def match_images(
     for entry in entries:
         match = index.find(entry["file_name"])
         if match is None:
-            problems.append(f"{path}: image {entry['id']}: {entry['file_name']} is not among the images of the split")
+            what = f"image {entry['id']}: {entry['file_name']} is not among the images of the split"
+            problems.append(Problem("json-image", str(path), what))
         elif match in found:
-            problems.append(
-                f"{path}: image {entry['id']}: {entry['file_name']} is listed before as {found[match]['id']}"
-            )
+            what = f"image {entry['id']}: {entry['file_name']} is listed before as {found[match]['id']}"
+            problems.append(Problem("json-image", str(path), what))
         else:
             found[match] = entry
     unlisted = [image for image in images if str(image) not in found]
     if unlisted:
-        problems.append(f"{path}: {len(unlisted)} images of the split are not listed and left out, first {unlisted[0]}")
+        what = f"{len(unlisted)} images of the split are not listed and left out, first {unlisted[0]}"
+        problems.append(Problem("json-unlisted", str(path), what))
     ordered = sorted(found.items())
     return CocoImages(
         paths=[Path(name) for name, _ in ordered],
@@ -89,12 +93,12 @@ def match_images(
 
 def match_categories(
     path: Path, entries: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> tuple[Ints, dict[int, int], list[str]]:
+) -> tuple[Ints, dict[int, int], list[Problem]]:
     """Match categories and class names.
 
     Returns:
         The category id of each class (nc,), with new ids for classes the json lacks; the class of each category id;
-        and a line for each name on one side only. Annotations of a category without a class are left out.
+        and the names on one side only. Annotations of a category without a class are left out.
 
     Raises:
         InputError: no category has a class, or a name stands for two.
@@ -109,13 +113,14 @@ def match_categories(
         raise InputError(
             f"{path}: no category has one of the data YAML's names; it has {', '.join(ids)[:200] or 'none'}"
         )
-    problems = [f"{path}: category '{name}' is not in the data YAML: left out" for name in ids if name not in names]
-    problems += [f"{path}: class '{name}' of the data YAML is not in the json" for name in names if name not in ids]
+    lines = [f"category '{name}' is not in the data YAML: left out" for name in ids if name not in names]
+    lines += [f"class '{name}' of the data YAML is not in the json" for name in names if name not in ids]
     free = max(ids.values()) + 1
     for name in names:
         if name not in ids:
             ids[name], free = free, free + 1
     category_ids = [ids[name] for name in names]
+    problems = [Problem("category", str(path), line) for line in lines]
     return np.array(category_ids, np.int64), {category: index for index, category in enumerate(category_ids)}, problems
 
 
@@ -125,6 +130,7 @@ def read_boxes(
     *,
     listed: Iterable[int],
     kept: Ints,
+    sizes_wh: npt.NDArray[np.int32],
     classes: Mapping[int, int],
 ) -> Rows:
     """Read annotations into rows.
@@ -134,28 +140,60 @@ def read_boxes(
         entries: its annotations.
         listed: ids of all the json's images.
         kept: ids of the images in use, in their order; annotations of the others are left out.
+        sizes_wh: (N, 2) their sizes.
         classes: the class of each category id; annotations of other categories are left out.
     """
     order = {image: index for index, image in enumerate(kept.tolist())}
     known = set(listed)
     columns = _Columns()
+    places: list[int] = []  # of the annotations that are taken
+    faults: list[tuple[int, str, str]] = []
     for index, entry in enumerate(entries):
         image = order.get(entry["image_id"])
         if image is not None and entry["category_id"] in classes:
             fault = columns.add(image, classes[entry["category_id"]], entry)
+            if fault is None:
+                places.append(index)
         else:
-            fault = None if entry["image_id"] in known else f"there is no image {entry['image_id']}"
+            fault = None if entry["image_id"] in known else ("row", f"there is no image {entry['image_id']}")
         if fault:
-            columns.problems.append(f"{path}: annotations[{index}]: {fault}")
-    return columns.rows().by_image()
+            faults.append((index, *fault))
+    rows = columns.rows()
+    faults += _doubts(rows, places, sizes_wh)
+    problems = [Problem(kind, str(path), f"annotations[{index}]: {what}") for index, kind, what in faults]
+    return replace(rows, problems=problems).by_image()
 
 
-def size_problems(images: CocoImages, sizes_wh: npt.NDArray[np.int32], path: Path) -> list[str]:
-    """A line for each image whose size the json states otherwise: its boxes may be meant for other pixels."""
+def _doubts(rows: Rows, places: list[int], sizes_wh: npt.NDArray[np.int32]) -> Iterator[tuple[int, str, str]]:
+    """What is odd about annotations that are taken all the same, as COCO's own evaluation takes them."""
+    sizes = sizes_wh[rows.images]
+    low, high = rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]
+    outside = ((high <= 0) | (low >= sizes)).any(1)
+    over = ((low < -_OVERHANG) | (high > sizes + _OVERHANG)).any(1) & ~outside
+    keys = np.column_stack([rows.images, rows.boxes, rows.classes])
+    again = repeated(keys, ~rows.crowd)
+    second = repeated(keys[:, :-1], ~rows.crowd & ~again)
+    doubts = (
+        ("box-outside", "a box outside the image", outside),
+        ("box-over-edge", "the box hangs over the image's edge", over),
+        ("box-duplicate", "the same as an annotation before", again),
+        ("box-two-classes", "the same box as before with another class", second),
+        ("polygon-flat", "a polygon without area", flat(rows.points, rows.point_counts)),
+    )
+    for kind, what, rows_in_doubt in doubts:
+        yield from ((places[row], kind, what) for row in rows_in_doubt.nonzero()[0].tolist())
+
+
+def size_problems(images: CocoImages, sizes_wh: npt.NDArray[np.int32], path: Path) -> list[Problem]:
+    """The images whose size the json states otherwise: their boxes may be meant for other pixels."""
     differ = ((images.declared_wh != sizes_wh) & (images.declared_wh > 0) & (sizes_wh > 0)).any(1).nonzero()[0]
     return [
-        f"{path}: image {images.ids[i]}: said to be {images.declared_wh[i, 0]}x{images.declared_wh[i, 1]}, "
-        f"but {images.paths[i]} is {sizes_wh[i, 0]}x{sizes_wh[i, 1]}"
+        Problem(
+            "image-size",
+            str(path),
+            f"image {images.ids[i]}: said to be {images.declared_wh[i, 0]}x{images.declared_wh[i, 1]}, "
+            f"but {images.paths[i]} is {sizes_wh[i, 0]}x{sizes_wh[i, 1]}",
+        )
         for i in differ.tolist()
     ]
 
@@ -190,21 +228,20 @@ class _Columns:
     crowd: "array[int]" = field(default_factory=lambda: array("b"))
     points: "array[float]" = field(default_factory=lambda: array("f"))
     point_counts: "array[int]" = field(default_factory=lambda: array("q"))
-    problems: list[str] = field(default_factory=list)
 
-    def add(self, image: int, label: int, entry: Mapping[str, Any]) -> str | None:
-        """Append an annotation; if it cannot be used, append nothing and return what is wrong."""
+    def add(self, image: int, label: int, entry: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Append an annotation; if it cannot be used, append nothing and return the kind of problem and what it is."""
         box = entry.get("bbox")
         if not _numbers(box) or len(box) != 4:
-            return f"bbox: expected 4 numbers, found {box!r}"[:120]
+            return "row", f"bbox: expected 4 numbers, found {box!r}"[:120]
         if not (box[2] > 0 and box[3] > 0):
-            return f"bbox: a box of no size: {box}"
+            return "box-empty", f"bbox: a box of no size: {box}"
         area, crowd = entry.get("area", box[2] * box[3]), entry.get("iscrowd", 0)
         if not _numbers([area]) or crowd not in (0, 1):
-            return f"expected a number as area and 0 or 1 as iscrowd, found {area!r} and {crowd!r}"[:120]
+            return "row", f"expected a number as area and 0 or 1 as iscrowd, found {area!r} and {crowd!r}"[:120]
         outline = _outline(entry.get("segmentation"))
         if outline is None:
-            return "segmentation: expected polygons, each a list of x, y, or a run-length mask"
+            return "row", "segmentation: expected polygons, each a list of x, y, or a run-length mask"
         self.images.append(image)
         self.classes.append(label)
         self.boxes.fromlist(box)
@@ -223,7 +260,7 @@ class _Columns:
             crowd=np.array(self.crowd, np.bool_),
             points=np.array(self.points, np.float32).reshape(-1, 2),
             point_counts=np.array(self.point_counts, np.int64),
-            problems=self.problems,
+            problems=[],
         )
 
 

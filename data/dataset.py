@@ -40,7 +40,7 @@ from data.augment import (
     random_perspective,
 )
 from data.files import Progress
-from data.images import image_size, read_image
+from data.images import read_header, read_image
 from data.polygons import Polygons
 from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
 from utils.options import InputError
@@ -262,7 +262,7 @@ class _ImageFiles:
         reduce = 1 if self.exact else _reduction(expected, scaled_wh)
         image = read_image(path, reduce)
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
-            raise InputError(f"{path}: is {image_size(path)} pixels now, was {expected} when the labels were read")
+            raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
         return resize(image, scaled_wh)
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:

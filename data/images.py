@@ -1,8 +1,8 @@
 """Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
 
-import logging
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +11,6 @@ from PIL import Image, TiffImagePlugin
 
 from utils.options import InputError
 
-LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 
 _ORIENTATION = 274  # EXIF's and TIFF's tag
@@ -64,8 +63,16 @@ def _decode(path: Path, encoded: npt.NDArray[np.uint8], mode: int) -> npt.NDArra
         raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as `read_image` gives them, from the header; a file without its end is decoded.
+class Header(NamedTuple):
+    """Pixels of an image as `read_image` gives it, and whether the file has its end."""
+
+    width: int
+    height: int
+    is_whole: bool
+
+
+def read_header(path: Path) -> Header:
+    """Read an image's size from its header alone; only a file without its end is decoded.
 
     Raises:
         InputError: there is no such file, or it is no image.
@@ -81,10 +88,10 @@ def image_size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
-    if not _is_whole(path):
+    is_whole = _is_whole(path)
+    if not is_whole:
         read_image(path)
-        LOGGER.warning("%s: the end of the file is missing; what there is of the image is used", path)
-    return (height, width) if 5 <= orientation <= 8 else (width, height)
+    return Header(height, width, is_whole) if 5 <= orientation <= 8 else Header(width, height, is_whole)
 
 
 def _is_whole(path: Path) -> bool:

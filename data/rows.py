@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from data.problems import Problem
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +24,7 @@ class Rows:
         crowd: (M,) true for a region of many objects.
         points: (P, 2) polygon points in pixels, those of a box together, in the order of the boxes.
         point_counts: (M,) points of each box, 0 without a polygon.
-        problems: a line "file:line: what" for each row left out.
+        problems: of the rows left out or in doubt.
     """
 
     images: Ints
@@ -32,7 +34,7 @@ class Rows:
     crowd: npt.NDArray[np.bool_]
     points: npt.NDArray[np.float32]
     point_counts: Ints
-    problems: list[str]
+    problems: list[Problem]
 
     def by_image(self) -> "Rows":
         """The same boxes, those of an image together; their order within an image stays."""
@@ -75,3 +77,12 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
     ends = np.cumsum(counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts[: len(counts)] - (ends - counts), counts)
+
+
+def repeated(keys: Floats, sound: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether a sound row (M, K) equals a sound one before it."""
+    candidates = sound.nonzero()[0]
+    _, first = np.unique(keys[candidates], axis=0, return_index=True)
+    again = sound.copy()
+    again[candidates[first]] = False
+    return again

@@ -15,7 +15,7 @@ LAYERS = [
     | {"utils.report", "utils.plots", "utils.drawing"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
     | {"utils.lift", "utils.assemble", "utils.resume"},
-    {"train", "val", "detect"},
+    {"train", "val", "detect", "data.check"},
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}
 FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
@@ -26,9 +26,11 @@ def name_of(file: Path) -> str:
 
 
 def layer_of(module: str) -> int:
-    for number, members in enumerate(LAYERS):
-        if module in members or (f"{module.split('.', maxsplit=1)[0]}.*" in members and "." in module):
-            return number
+    package, dot, _ = module.partition(".")
+    for entry in (module, f"{package}.*" if dot else module):  # its own, else its package's
+        for number, members in enumerate(LAYERS):
+            if entry in members:
+                return number
     raise AssertionError(f"{module} is in no layer: add it to LAYERS")
 
 

@@ -21,8 +21,7 @@ MOST_CLASS_WEIGHT = 10.0
 
 def fit_model_anchors(model: Model, table: Annotations, size: int, anchor_t: float, *, always: bool = False) -> None:
     """Fit a model's anchors to the boxes' sizes in training images of `size` px, and say how they fit."""
-    scales = size / table.sizes_wh.max(1)
-    boxes = (table.boxes[:, 2:] * np.repeat(scales, table.counts)[:, None])[~table.crowd]
+    boxes = table.wh_at(size)
     given = model.head.anchors_in_pixels().cpu().double().numpy()
     fitted, before, after = fit_anchors(boxes[(boxes > 0).all(1)], given, anchor_t, always=always)
     if fitted is given:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from data.annotations import Annotations
+from data.figures import draw_labels
 from data.loader import Batch
 from models.yolo import Model
 from utils.drawing import plot_batch
-from utils.plots import plot_labels, plot_results
+from utils.plots import plot_results
 from utils.report import ResultsCsv, TensorBoard, write_text_atomically
 from utils.validation import Report
 
@@ -42,11 +42,7 @@ class RunLog:
         """Draw what the training labels look like."""
         if not self.plots:
             return
-        plain = ~table.crowd
-        sizes = np.repeat(table.sizes_wh, table.counts, 0)[plain]
-        corner, wh = table.boxes[plain, :2], table.boxes[plain, 2:]
-        xywhn = np.hstack(((corner + wh / 2) / sizes, wh / sizes))
-        plot_labels(table.classes[plain], xywhn, table.names, self.folder / "labels.jpg", wh=wh)
+        draw_labels(table, self.folder / "labels.jpg")
         self.tensorboard.picture("labels", self.folder / "labels.jpg", 0)
 
     def graph(self, model: Model, size: int) -> None:

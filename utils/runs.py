@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from data.annotations import Annotations, read_annotations
+from data.config import DataConfig
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
 from utils.lift import LiftReport, lift
@@ -22,6 +24,7 @@ from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
 
 PATIENCE = 2.0  # seconds without a bar
+SHOWN_PROBLEMS = 5  # of a split's, at a script's start
 CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
 
 
@@ -93,6 +96,24 @@ class StopSignals:
         """Raise `Interrupted` if a signal has come."""
         if self.requested is not None:
             raise Interrupted(self.requested)
+
+
+def read_split(config: DataConfig, split: str) -> Annotations:
+    """Read a split's table with the cache and a progress bar, and say what it holds and what is wrong with it.
+
+    Raises:
+        InputError: as `read_annotations`.
+    """
+    logger = logging.getLogger("yolov5-spd")
+    with scan_progress(f"{split}: labels") as show:
+        table = read_annotations(config, split, cache=CACHE, progress=show)
+    objects, empty = int((~table.crowd).sum()), int((table.counts == 0).sum())
+    logger.info(f"{split}: {len(table)} images, {objects} labels, {empty} images without")
+    for problem in table.problems[:SHOWN_PROBLEMS]:
+        logger.warning(problem)
+    if table.problems:
+        logger.warning(f"{split}: {len(table.problems)} problems; python -m data.check {config.source} shows them all")
+    return table
 
 
 def seed_everything(seed: int) -> None:
