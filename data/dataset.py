@@ -6,7 +6,6 @@ What an item looks like depends on its draw (image and seed) alone, not on the w
 import functools
 import hashlib
 import logging
-import math
 import operator
 import os
 import shutil
@@ -115,12 +114,8 @@ class DetectionDataset(Dataset[Item]):
         self.size = size
         self.augmentation = augmentation
         self.rect = rect
-        sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
-        self._letterboxes = [  # one for each size that occurs
-            fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
-            for width, height in sizes.tolist()
-        ]
-        files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=augmentation is None)
+        self._letterboxes = _Letterboxes(annotations.sizes_wh, size, stride, rect=rect)
+        files = _ImageFiles(annotations.paths, self._letterboxes, exact=augmentation is None)
         self._images = _cached(files, cache, cache_folder, progress) if cache else files
 
     def __len__(self) -> int:
@@ -129,8 +124,7 @@ class DetectionDataset(Dataset[Item]):
     @property
     def shapes_wh(self) -> npt.NDArray[np.int64]:
         """Padded width and height of every image, (N, 2)."""
-        shapes = np.array([geometry.padded_wh for geometry in self._letterboxes], np.int64).reshape(-1, 2)
-        return shapes[self._size_ids]
+        return self._letterboxes.sides_wh(lambda geometry: geometry.padded_wh)
 
     @property
     def aspect_ratios(self) -> npt.NDArray[np.float64]:
@@ -148,7 +142,7 @@ class DetectionDataset(Dataset[Item]):
 
     def _make(self, draw: Draw, read: Read) -> Item:
         index, seed, padded_wh, _ = draw
-        geometry = self._geometry(index)
+        geometry = self._letterboxes[index]
         if padded_wh is not None:
             geometry = geometry.padded_to(padded_wh)
         if self.augmentation is None:
@@ -159,9 +153,6 @@ class DetectionDataset(Dataset[Item]):
         else:
             sample = self._composed(draw, rng, self.augmentation, read)
         return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
-
-    def _geometry(self, index: int) -> Letterbox:
-        return self._letterboxes[self._size_ids[index]]
 
     def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
         """One image with its boxes, scaled and padded as `geometry` says."""
@@ -201,7 +192,7 @@ class DetectionDataset(Dataset[Item]):
     def _warped(
         self, index: int, partners: Sequence[int], rng: np.random.Generator, strength: Augmentation, read: Read
     ) -> Sample:
-        geometry = self._geometry(index)
+        geometry = self._letterboxes[index]
         if rng.random() < strength.mosaic:
             images = rng.permutation([index, *(partners[i] for i in rng.integers(len(partners), size=3))])
             samples = [self._pasted(image, rng, strength, read) for image in images.tolist()]
@@ -213,7 +204,7 @@ class DetectionDataset(Dataset[Item]):
 
     def _pasted(self, index: int, rng: np.random.Generator, strength: Augmentation, read: Read) -> Sample:
         """One image without padding, some of its instances pasted again."""
-        geometry = self._geometry(index)
+        geometry = self._letterboxes[index]
         sample = self._letterboxed(index, geometry.padded_to(geometry.scaled_wh), read)
         return copy_paste(sample, rng, strength.copy_paste)
 
@@ -236,39 +227,57 @@ def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     return Item(image, torch.from_numpy(labels), index, geometry)
 
 
+class _Letterboxes:
+    """How each image is letterboxed: worked out when asked, since objects for all images would burden each worker."""
+
+    def __init__(self, sizes_wh: npt.NDArray[np.int32], size: int, stride: int, *, rect: bool) -> None:
+        self.sizes_wh = sizes_wh
+        self.size = size
+        self.stride = stride
+        self.rect = rect
+
+    def __getitem__(self, index: int) -> Letterbox:
+        width, height = self.sizes_wh[index].tolist()
+        return self.of((width, height))
+
+    def of(self, original_wh: tuple[int, int]) -> Letterbox:
+        if self.rect:
+            return fit_rectangle(original_wh, self.size, self.stride)
+        return fit(original_wh, (self.size, self.size))
+
+    def sides_wh(self, choose: Callable[[Letterbox], tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """A width and height of every image, (N, 2), of the pairs that a letterbox has."""
+        sizes, ids = np.unique(self.sizes_wh, axis=0, return_inverse=True)
+        sides = [choose(self.of((width, height))) for width, height in sizes.tolist()]
+        return np.array(sides, np.int64).reshape(-1, 2)[ids]
+
+
 class _ImageFiles:
     """Images read from their files and resized, without padding.
 
     Unless they are to be `exact`, as `detect.py` sees them, JPEGs much larger than needed are decoded at reduced scale.
     """
 
-    def __init__(
-        self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64], *, exact: bool
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], letterboxes: _Letterboxes, *, exact: bool) -> None:
         self.paths = paths
         self.letterboxes = letterboxes
-        self.ids = ids  # of each image's letterbox
         self.exact = exact
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def scaled_wh(self, index: int) -> tuple[int, int]:
-        return self.letterboxes[self.ids[index]].scaled_wh
-
     def read(self, index: int) -> Image:
-        path, scaled_wh = self.paths[index], self.scaled_wh(index)
-        expected = self.letterboxes[self.ids[index]].original_wh
-        reduce = 1 if self.exact else _reduction(expected, scaled_wh)
+        path, geometry = self.paths[index], self.letterboxes[index]
+        reduce = 1 if self.exact else _reduction(geometry.original_wh, geometry.scaled_wh)
         image = read_image(path, reduce)
+        expected = geometry.original_wh
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
             raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
-        return resize(image, scaled_wh)
+        return resize(image, geometry.scaled_wh)
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
-        areas = np.array([math.prod(geometry.scaled_wh) for geometry in self.letterboxes], np.int64)
-        return 3 * areas[self.ids]
+        return 3 * self.letterboxes.sides_wh(lambda geometry: geometry.scaled_wh).prod(1)
 
 
 def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
@@ -298,7 +307,7 @@ class _MemoryImages:
         self.pixels[self.starts[index] : self.starts[index + 1]] = self.files.read(index).reshape(-1)
 
     def read(self, index: int) -> Image:
-        width, height = self.files.scaled_wh(index)
+        width, height = self.files.letterboxes[index].scaled_wh
         return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
 
 
@@ -325,7 +334,8 @@ class _DiskImages:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}|{self.files.exact}"
+        scaled_wh, exact = self.files.letterboxes[index].scaled_wh, self.files.exact
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{scaled_wh}|{exact}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 
