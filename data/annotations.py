@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data import coco_json
+from data.coco_file import load_coco
 from data.config import DataConfig
 from data.files import Progress, find_images, image_sizes, label_path, map_chunks
+from data.path_list import PathList
 from data.problems import Problem
 from data.rows import Floats, Ints, Rows, concatenate, offsets, ranges
 from data.yolo_labels import read_labels
@@ -51,7 +53,7 @@ class Annotations:
     """
 
     names: list[str]
-    paths: list[Path]
+    paths: Sequence[Path]
     sizes_wh: npt.NDArray[np.int32]
     image_ids: Ints
     category_ids: Ints
@@ -162,21 +164,21 @@ def read_annotations(
 def _read_yolo(
     config: DataConfig,
     split: str,
-    images: list[Path],
+    images: PathList,
     problems: list[Problem],
     progress: Progress | None,
     *,
     refuse_nameless: bool,
 ) -> Annotations:
-    def read(chunk: Sequence[Path]) -> tuple[list[Path], npt.NDArray[np.int32], list[Problem], Rows]:
+    def read(chunk: Sequence[Path]) -> tuple[PathList, npt.NDArray[np.int32], list[Problem], Rows]:
         sizes, damaged = image_sizes(chunk)
         readable = sizes.min(1) > 0
-        paths = [path for path, kept in zip(chunk, readable, strict=True) if kept]
+        paths = PathList(path for path, kept in zip(chunk, readable, strict=True) if kept)
         rows = read_labels(paths, sizes[readable], config.names, refuse_nameless=refuse_nameless)
         return paths, sizes[readable], damaged, rows
 
     paths, sizes, damaged, rows = zip(*map_chunks(read, images, progress), strict=True)
-    joined = [path for chunk in paths for path in chunk]
+    joined = PathList(path for chunk in paths for path in chunk)
     return _table(
         config,
         split,
@@ -189,32 +191,26 @@ def _read_yolo(
 
 
 def _read_coco(
-    config: DataConfig, split: str, images: list[Path], problems: list[Problem], progress: Progress | None
+    config: DataConfig, split: str, images: PathList, problems: list[Problem], progress: Progress | None
 ) -> Annotations:
-    path = config.annotations[split]
-    content = coco_json.load_coco(path)
-    category_ids, classes, unmatched = coco_json.match_categories(path, content["categories"], config.names)
-    found = coco_json.match_images(path, content["images"], images, [*config.splits[split], config.root])
+    coco = load_coco(config.annotations[split])
+    category_ids, unmatched = coco_json.match_categories(coco, config.names)
+    found = coco_json.match_images(coco, images, [*config.splits[split], config.root])
     chunks = map_chunks(image_sizes, found.paths, progress)
     sizes = np.concatenate([np.zeros((0, 2), np.int32), *(chunk for chunk, _ in chunks)])
     readable = sizes.min(1) > 0
     rows = coco_json.read_boxes(
-        path,
-        content["annotations"],
-        listed=(entry["id"] for entry in content["images"]),
-        kept=found.ids[readable],
-        sizes_wh=sizes[readable],
-        classes=classes,
+        coco, image_ids=found.ids[readable], sizes_wh=sizes[readable], category_ids=category_ids
     )
     damaged = [problem for _, problems_of_chunk in chunks for problem in problems_of_chunk]
     return _table(
         config,
         split,
-        paths=[image for image, kept in zip(found.paths, readable, strict=True) if kept],
+        paths=found.paths.take(readable.nonzero()[0].tolist()),
         sizes_wh=sizes[readable],
         ids=(found.ids[readable], category_ids),
         rows=rows,
-        problems=[*problems, *found.problems, *damaged, *unmatched, *coco_json.size_problems(found, sizes, path)],
+        problems=[*problems, *found.problems, *damaged, *unmatched, *coco_json.size_problems(found, sizes, coco.path)],
     )
 
 
@@ -222,7 +218,7 @@ def _table(
     config: DataConfig,
     split: str,
     *,
-    paths: list[Path],
+    paths: PathList,
     sizes_wh: npt.NDArray[np.int32],
     ids: tuple[Ints, Ints],
     rows: Rows,

@@ -6,7 +6,6 @@ What an item looks like depends on its draw (image and seed) alone, not on the w
 import functools
 import hashlib
 import logging
-import math
 import operator
 import os
 import shutil
@@ -121,18 +120,15 @@ class DetectionDataset(Dataset[Item]):
         self.size = size
         self.augmentation = augmentation
         self.rect = rect
-        sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
-        self._letterboxes = [  # one for each size that occurs
-            self._fit((width, height), stride) for width, height in sizes.tolist()
-        ]
-        exact = augmentation is None
-        self._files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=exact)
+        self._stride = stride
+        self._letterboxes = _Letterboxes(annotations.sizes_wh, self._fit)
+        self._files = _ImageFiles(annotations.paths, self._letterboxes, exact=augmentation is None)
         self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
 
-    def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
+    def _fit(self, original_wh: tuple[int, int]) -> Letterbox:
         """How images of a size are scaled and padded."""
         if self.rect:
-            return fit_rectangle(original_wh, self.size, stride)
+            return fit_rectangle(original_wh, self.size, self._stride)
         return fit(original_wh, (self.size, self.size))
 
     def __len__(self) -> int:
@@ -141,8 +137,7 @@ class DetectionDataset(Dataset[Item]):
     @property
     def shapes_wh(self) -> npt.NDArray[np.int64]:
         """Padded width and height of every image, (N, 2)."""
-        shapes = np.array([geometry.padded_wh for geometry in self._letterboxes], np.int64).reshape(-1, 2)
-        return shapes[self._size_ids]
+        return self._letterboxes.sides_wh(lambda geometry: geometry.padded_wh)
 
     @property
     def aspect_ratios(self) -> npt.NDArray[np.float64]:
@@ -173,7 +168,7 @@ class DetectionDataset(Dataset[Item]):
         return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
 
     def _geometry(self, index: int) -> Letterbox:
-        return self._letterboxes[self._size_ids[index]]
+        return self._letterboxes[index]
 
     def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
         """One image with its boxes, scaled and padded as `geometry` says."""
@@ -252,34 +247,46 @@ def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     return Item(image, torch.from_numpy(labels), index, geometry)
 
 
+class _Letterboxes:
+    """How each image is letterboxed: worked out when asked, since objects for all images would burden each worker."""
+
+    def __init__(self, sizes_wh: npt.NDArray[np.int32], of: Callable[[tuple[int, int]], Letterbox]) -> None:
+        self.sizes_wh = sizes_wh
+        self.of = of  # from an image's size to how it is letterboxed
+
+    def __getitem__(self, index: int) -> Letterbox:
+        width, height = self.sizes_wh[index].tolist()
+        return self.of((width, height))
+
+    def sides_wh(self, choose: Callable[[Letterbox], tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """A width and height of every image, (N, 2), of the pairs that a letterbox has."""
+        sizes, ids = np.unique(self.sizes_wh, axis=0, return_inverse=True)
+        sides = [choose(self.of((width, height))) for width, height in sizes.tolist()]
+        return np.array(sides, np.int64).reshape(-1, 2)[ids]
+
+
 class _ImageFiles:
     """Images read from their files and resized, without padding.
 
     Unless they are to be `exact`, as `detect.py` sees them, JPEGs much larger than needed are decoded at reduced scale.
     """
 
-    def __init__(
-        self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64], *, exact: bool
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], letterboxes: _Letterboxes, *, exact: bool) -> None:
         self.paths = paths
         self.letterboxes = letterboxes
-        self.ids = ids  # of each image's letterbox
         self.exact = exact
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def scaled_wh(self, index: int) -> tuple[int, int]:
-        return self.letterboxes[self.ids[index]].scaled_wh
-
     def read(self, index: int) -> Image:
-        scaled_wh = self.scaled_wh(index)
-        reduce = 1 if self.exact else _reduction(self.letterboxes[self.ids[index]].original_wh, scaled_wh)
-        return resize(self.decode(index, reduce), scaled_wh)
+        geometry = self.letterboxes[index]
+        reduce = 1 if self.exact else _reduction(geometry.original_wh, geometry.scaled_wh)
+        return resize(self.decode(index, reduce), geometry.scaled_wh)
 
     def decode(self, index: int, reduce: int = 1) -> Image:
         """An image as it is in its file, or a JPEG at that part of its sides."""
-        path, expected = self.paths[index], self.letterboxes[self.ids[index]].original_wh
+        path, expected = self.paths[index], self.letterboxes[index].original_wh
         image = read_image(path, reduce)
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
             raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
@@ -287,8 +294,7 @@ class _ImageFiles:
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
-        areas = np.array([math.prod(geometry.scaled_wh) for geometry in self.letterboxes], np.int64)
-        return 3 * areas[self.ids]
+        return 3 * self.letterboxes.sides_wh(lambda geometry: geometry.scaled_wh).prod(1)
 
 
 def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
@@ -318,7 +324,7 @@ class _MemoryImages:
         self.pixels[self.starts[index] : self.starts[index + 1]] = self.files.read(index).reshape(-1)
 
     def read(self, index: int) -> Image:
-        width, height = self.files.scaled_wh(index)
+        width, height = self.files.letterboxes[index].scaled_wh
         return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
 
 
@@ -345,7 +351,8 @@ class _DiskImages:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}|{self.files.exact}"
+        scaled_wh, exact = self.files.letterboxes[index].scaled_wh, self.files.exact
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{scaled_wh}|{exact}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 

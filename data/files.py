@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from data.config import DataConfig, require_split
 from data.images import SUFFIXES, is_image, read_header
+from data.path_list import PathList
 from data.problems import Problem
 from utils.options import InputError
 
@@ -21,7 +22,7 @@ _CHUNK = 256  # files a thread takes at a time
 _THREADS = 2  # one waits for the disk while Python works in the other; more are slower
 
 
-def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[Problem]]:
+def find_images(config: DataConfig, split: str) -> tuple[PathList, list[Problem]]:
     """List a split's image files, sorted and each once, and the entries of its lists that are no images.
 
     Raises:
@@ -29,7 +30,7 @@ def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[Proble
     """
     entries = require_split(config, split)
     found: set[str] = set()
-    problems: list[Problem] = []
+    problems = [Problem("no-json", str(config.source), config.notes[split])] if split in config.notes else []
     for entry in entries:
         if entry.is_dir():
             found.update(walk(str(entry), is_image))
@@ -40,7 +41,7 @@ def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[Proble
     if not found:
         looked = ", ".join(str(entry) for entry in entries)
         raise InputError(f"{config.source}: {split}: no images ({' '.join(sorted(SUFFIXES))}) found in {looked}")
-    return [Path(image) for image in sorted(found)], problems
+    return PathList(sorted(found)), problems
 
 
 def label_path(image: Path) -> Path:

@@ -20,6 +20,7 @@ from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
 from data.files import Progress, find_images, label_path, map_chunks, unreadable, walk
 from data.images import is_image, quiet_decoder, read_image
+from data.path_list import PathList
 from data.problems import KINDS, Problem
 from utils.options import InputError
 
@@ -72,9 +73,9 @@ def examine(config: DataConfig, *, decode: bool, bars: Bars) -> Examination:
     return Examination(tables, problems, left_out)
 
 
-def _read_splits(config: DataConfig, bars: Bars) -> tuple[dict[str, list[Path]], dict[str, Annotations], list[Problem]]:
+def _read_splits(config: DataConfig, bars: Bars) -> tuple[dict[str, PathList], dict[str, Annotations], list[Problem]]:
     """The images and the tables of the splits, and the splits that cannot be read."""
-    images: dict[str, list[Path]] = {}
+    images: dict[str, PathList] = {}
     tables: dict[str, Annotations] = {}
     problems = []
     for split in config.splits:
@@ -105,12 +106,12 @@ def _unlabelled(config: DataConfig, split: str, table: Annotations) -> Iterator[
     yield from (Problem("image-unlabelled", str(image), f"no label file {label_path(image)}") for image in missing)
 
 
-def _text_images(config: DataConfig, images: Mapping[str, list[Path]]) -> list[Path]:
+def _text_images(config: DataConfig, images: Mapping[str, Sequence[Path]]) -> list[Path]:
     """The images of the splits whose labels are text files, each once."""
     return sorted({path for split, paths in images.items() if split not in config.annotations for path in paths})
 
 
-def _stray_labels(config: DataConfig, images: Mapping[str, list[Path]]) -> Iterator[Problem]:
+def _stray_labels(config: DataConfig, images: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
     """Label files in the folders of the splits' labels to which no image belongs, be it of a split or not."""
     folders = {path.parent for path in _text_images(config, images)}
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
@@ -135,7 +136,7 @@ def _is_label(name: str) -> bool:
     return name.endswith(".txt") and name not in _NO_LABELS
 
 
-def _shared_labels(config: DataConfig, images: Mapping[str, list[Path]]) -> Iterator[Problem]:
+def _shared_labels(config: DataConfig, images: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
     """Images that differ in their suffix alone and so have the labels of another."""
     first: dict[Path, Path] = {}
     for image in _text_images(config, images):

@@ -3,6 +3,7 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import gc
 import itertools
 import math
 import os
@@ -139,7 +140,7 @@ class ShapeSampler(Sampler[list[Draw]]):
         So a batch of mosaics reads little more than its own images, not four times as many.
         """
         further = min(PARTNERS, 4 * len(images)) - len(images) if self.shuffle else 0
-        return (*images.tolist(), *self._draw(max(further, 0), rng).tolist())
+        return (*images.tolist(), *(self._draw(further, rng).tolist() if further > 0 else ()))
 
 
 class Loader(DataLoader[Item]):
@@ -206,7 +207,11 @@ def _cores() -> int:
 
 
 def _start_worker(_worker: Any) -> None:
-    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it."""
+    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it.
+
+    What it has in common with the main process is kept from the garbage collector, which would copy it by its marks.
+    """
+    gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for signum in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a cluster sends to all processes of a run

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.rows import Ints, offsets, ranges
+from data.rows import Ints, blocks, offsets, ranges
 
 Floats = npt.NDArray[np.float32]
 
@@ -90,15 +90,23 @@ def without_area(points: npt.NDArray[np.floating[Any]], lengths: Ints) -> npt.ND
     An instance without points is not flat.
     """
     found = np.zeros(len(lengths), np.bool_)
-    filled = lengths > 0
-    if not filled.any():
-        return found
-    starts = offsets(lengths[filled])
+    bounds = offsets(lengths)
+    for part in blocks(len(lengths)):
+        filled = lengths[part] > 0
+        if filled.any():
+            areas, boxes = _areas(points[bounds[part.start] : bounds[part.stop]], lengths[part][filled])
+            found[part][filled] = areas <= 1e-6 * boxes
+    return found
+
+
+def _areas(
+    points: npt.NDArray[np.floating[Any]], lengths: Ints
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floating[Any]]]:
+    """Areas (n) enclosed by polygons, none of them without points, and areas of their boxes."""
+    starts = offsets(lengths)
     low, high = np.minimum.reduceat(points, starts[:-1]), np.maximum.reduceat(points, starts[:-1])
-    near = (points - low.repeat(lengths[filled], axis=0)).astype(np.float64)  # so that differences keep their digits
+    near = (points - low.repeat(lengths, axis=0)).astype(np.float64)  # so that differences keep their digits
     following = np.roll(near, -1, axis=0)
     following[starts[1:] - 1] = near[starts[:-1]]
     crosses = near[:, 0] * following[:, 1] - near[:, 1] * following[:, 0]
-    areas = np.abs(np.add.reduceat(crosses, starts[:-1])) / 2
-    found[filled] = areas <= 1e-6 * (high - low).prod(1)
-    return found
+    return np.abs(np.add.reduceat(crosses, starts[:-1])) / 2, (high - low).prod(1)

@@ -34,6 +34,7 @@ KINDS = {
     "box-two-classes": Kind("warning", "boxes that are there twice, with different classes"),
     "polygon-flat": Kind("warning", "polygons without area", "the enclosing box is written instead"),
     "image-unlabelled": Kind("warning", "images without labels, taken as background", "an empty label file is written"),
+    "no-json": Kind("warning", "splits whose json is not there, read from label files"),
     "json-unlisted": Kind("warning", "images that the json does not list, left out", "the images are left out"),
     "label-without-image": Kind("warning", "label files without an image", "the file is left out"),
     "label-shared": Kind("warning", "images that share a label file"),

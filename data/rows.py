@@ -1,7 +1,8 @@
 """Boxes in flat arrays as the label readers hand them over, and the index arithmetic of ragged arrays."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ from data.problems import Problem
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+_BLOCK = 1 << 14  # runs that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,6 @@ class Rows:
     points: npt.NDArray[np.float32]
     point_counts: Ints
     problems: list[Problem]
-
-    def by_image(self) -> "Rows":
-        """The same boxes, those of an image together; their order within an image stays."""
-        order = self.images.argsort(kind="stable")
-        picked = ranges(offsets(self.point_counts)[order], self.point_counts[order])
-        return replace(
-            self,
-            images=self.images[order],
-            classes=self.classes[order],
-            boxes=self.boxes[order],
-            areas=self.areas[order],
-            crowd=self.crowd[order],
-            points=self.points[picked],
-            point_counts=self.point_counts[order],
-        )
 
 
 def concatenate(parts: Sequence[Rows], image_counts: Sequence[int]) -> Rows:
@@ -77,6 +65,20 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
     ends = np.cumsum(counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts[: len(counts)] - (ends - counts), counts)
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Cut `count` runs into parts whose elements can be worked on at once without taking much memory."""
+    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+
+
+def gather(values: npt.NDArray[Any], starts: Ints, counts: Ints) -> npt.NDArray[Any]:
+    """Join the runs `values[starts[i] : starts[i] + counts[i]]`, without an index as large as all of them."""
+    joined = np.empty((counts.sum(), *values.shape[1:]), values.dtype)
+    bounds = offsets(counts)
+    for part in blocks(len(counts)):
+        joined[bounds[part.start] : bounds[part.stop]] = values[ranges(starts[part], counts[part])]
+    return joined
 
 
 def repeated(keys: Floats, sound: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

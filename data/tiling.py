@@ -97,8 +97,8 @@ class TrainingTiles(DetectionDataset):
         item = super()._make(draw._replace(image=cell), read)
         return replace(item, index=int(self.cells.images[cell]))
 
-    def _fit(self, original_wh: tuple[int, int], stride: int) -> Letterbox:
-        whole = fit_window((0, 0), original_wh, self.scale, stride)
+    def _fit(self, original_wh: tuple[int, int]) -> Letterbox:
+        whole = fit_window((0, 0), original_wh, self.scale, self._stride)
         return whole.padded_to(whole.scaled_wh)
 
     def _geometry(self, index: int) -> Letterbox:

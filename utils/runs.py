@@ -109,8 +109,6 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         table = read_annotations(config, split, cache=CACHE, progress=show)
     objects, empty = int((~table.crowd).sum()), int((table.counts == 0).sum())
     logger.info(f"{split}: {len(table)} images, {objects} labels, {empty} images without")
-    if split in config.notes:
-        logger.warning(config.notes[split])
     for problem in table.problems[:SHOWN_PROBLEMS]:
         logger.warning(problem)
     if table.problems:
