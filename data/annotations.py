@@ -5,8 +5,10 @@ pickles that is found stale when any file it was made from has another size or t
 """
 
 import hashlib
+import itertools
 import json
 import logging
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -19,16 +21,16 @@ import numpy.typing as npt
 from data import coco_json
 from data.coco_file import load_coco
 from data.config import DataConfig
-from data.files import Progress, find_images, image_sizes, label_path, map_chunks
+from data.files import Progress, find_images, image_sizes, label_text, map_chunks
 from data.path_list import PathList
 from data.problems import Problem
-from data.rows import Floats, Ints, Rows, concatenate, offsets, ranges
+from data.rows import Floats, Ints, Rows, concatenate, gather, offsets, ranges
 from data.yolo_labels import read_labels
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
 
-_CACHE_FORMAT = "2"  # to be raised when reading gives other results
+_CACHE_FORMAT = "3"  # to be raised when reading gives other results
 _TEXTS = ("names", "paths", "problems")  # the fields that are no arrays
 
 
@@ -107,7 +109,7 @@ class Annotations:
         point_counts = np.diff(self.polygon_starts)[rows]
         return Annotations(
             names=self.names,
-            paths=[self.paths[index] for index in chosen.tolist()],
+            paths=PathList(self.paths).take(chosen.tolist()),
             sizes_wh=self.sizes_wh[chosen],
             image_ids=self.image_ids[chosen],
             category_ids=self.category_ids,
@@ -116,7 +118,7 @@ class Annotations:
             boxes=self.boxes[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
-            polygons=self.polygons[ranges(self.polygon_starts[rows], point_counts)],
+            polygons=gather(self.polygons, self.polygon_starts[rows], point_counts),
             polygon_starts=offsets(point_counts),
             problems=self.problems,
         )
@@ -147,8 +149,9 @@ def read_annotations(
     json_file = config.annotations.get(split)
     key, file = "", None
     if cache is not None:
-        sources = [json_file] if json_file else [label_path(image) for image in images]
-        key = _fingerprint([*config.names, str(config.root), *map(str, strangers)], [*images, *sources])
+        texts = images.texts()
+        sources = [str(json_file)] if json_file else map(label_text, texts)
+        key = _fingerprint([*config.names, str(config.root), *map(str, strangers)], itertools.chain(texts, sources))
         file = cache / f"{split}-{_digest([str(config.source.resolve()), str(config.root)])[:16]}.npz"
         if (table := _load(file, key)) is not None:
             return table
@@ -244,16 +247,16 @@ def _table(
     )
 
 
-def _fingerprint(texts: Iterable[str], files: Iterable[Path]) -> str:
+def _fingerprint(texts: Iterable[str], files: Iterable[str]) -> str:
     """A digest that changes with the texts and with any file's path, size or time."""
-    return _digest([_CACHE_FORMAT, *texts, *map(_state, files)])
+    return _digest(itertools.chain([_CACHE_FORMAT], texts, map(_state, files)))
 
 
-def _state(file: Path) -> str:
+def _state(file: str) -> str:
     try:
-        status = file.stat()
+        status = os.stat(file)  # noqa: PTH116 - a Path for each would double the time of a start with the cache
     except OSError:  # labels that are not there are part of the state
-        return str(file)
+        return file
     return f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
@@ -265,12 +268,11 @@ def _save(table: Annotations, file: Path, key: str) -> None:
     """Write the cache beside its place and rename it, so that no reader meets half a file."""
     arrays = {field.name: getattr(table, field.name) for field in fields(table)}
     texts = {
-        "names": "\0".join(table.names),
-        "paths": "\0".join(map(str, table.paths)),
-        "problems": json.dumps(table.problems),
+        "names": json.dumps(table.names).encode(),
+        "paths": PathList(table.paths).buffer,
+        "problems": json.dumps(table.problems).encode(),
     }
-    for name, text in texts.items():
-        arrays[name] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+    arrays |= {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
@@ -290,9 +292,9 @@ def _load(file: Path, key: str) -> Annotations | None:
             if str(arrays["key"]) != key:
                 return None
             values = {field.name: arrays[field.name] for field in fields(Annotations)}
-        texts = {name: values[name].tobytes().decode(errors="surrogateescape") for name in _TEXTS}
-        values["names"] = texts["names"].split("\0")
-        values["paths"] = [Path(path) for path in texts["paths"].split("\0")]
+        texts = {name: values[name].tobytes() for name in _TEXTS}
+        values["names"] = json.loads(texts["names"])
+        values["paths"] = PathList.from_buffer(texts["paths"])
         values["problems"] = [Problem(*parts) for parts in json.loads(texts["problems"])]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         LOGGER.warning("%s: the label cache is damaged and is made anew: %s", file, error)

@@ -46,9 +46,14 @@ def find_images(config: DataConfig, split: str) -> tuple[PathList, list[Problem]
 
 def label_path(image: Path) -> Path:
     """Where YOLO keeps an image's labels: below labels/ in place of the path's last images/, else beside the image."""
-    head, images, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(label_text(str(image)))
+
+
+def label_text(image: str) -> str:
+    """`label_path` of a path's text, for many images at once."""
+    head, images, tail = image.rpartition(f"{os.sep}images{os.sep}")
     stem = tail.rpartition(".")[0]
-    return Path(f"{head}{os.sep}labels{os.sep}{stem}.txt" if images else f"{stem}.txt")
+    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if images else f"{stem}.txt"
 
 
 def image_sizes(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[Problem]]:

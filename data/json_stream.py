@@ -98,8 +98,8 @@ class _Scanner:
                 if self.is_cut(error.pos) and self.refill():
                     continue
                 raise self.fault(error.msg, error.pos) from None
-            except RecursionError:
-                raise self.fault("too deeply nested", self.position) from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+                raise self.fault(str(error), self.position) from None
             if end + _LONGEST < len(self.text) or not self.refill():
                 self.position = end
                 return value

@@ -1,5 +1,6 @@
 """One table from YOLO's text files and from COCO's json: what is kept, what is reported, and when the cache is used."""
 
+import itertools
 import json
 import logging
 import os
@@ -70,7 +71,7 @@ def box(image_id, category_id, bbox, **more):
 def assert_equal(a: Annotations, b: Annotations):
     for field in fields(Annotations):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(x, list):
+        if field.name in NOT_ARRAYS:
             assert x == y, field.name
         else:
             np.testing.assert_array_equal(x, y, field.name)
@@ -458,7 +459,13 @@ CAT = {"id": 1, "name": "cat"}
             {"images": [IMAGE], "categories": [CAT], "annotations": [{"image_id": "1"}]},
             "annotations[0]: expected image_id",
         ),
+        (
+            {"images": [IMAGE], "categories": [CAT], "annotations": [{"image_id": 2**64, "category_id": 1}]},
+            "annotations[0]: expected image_id",
+        ),
         ({"images": [IMAGE], "categories": [CAT], "annotations": [3]}, "annotations[0]: expected a mapping"),
+        ({"images": [IMAGE], "categories": [CAT], "annotations": {}}, "annotations: expected a list"),
+        ({"images": {"1": IMAGE}, "categories": [CAT]}, "images: expected a list"),
         ({"images": [{"id": 1, "file_name": "x.jpg"}], "categories": [CAT]}, "x.jpg is not among the images"),
     ],
 )
@@ -489,6 +496,24 @@ def test_doubtful_annotations_are_taken_and_reported(root):
     found = {int(problem.what.split("[")[1].split("]")[0]): problem.kind for problem in table.problems[:-1]}
     assert found == {2: "box-two-classes", 3: "box-duplicate", 5: "box-outside", 7: "box-over-edge"}
     assert (table.problems[-1].kind, table.problems[-1].what[:14]) == ("polygon-flat", "annotations[7]")
+
+
+def test_keys_in_any_order_and_sizes_that_are_none(root):
+    annotations = [box(i, 2, [1, 1, 5, i]) for i in (3, 1, 3)]
+    images = [
+        {"id": i, "file_name": name, "width": size}
+        for i, name, size in zip((1, 2, 3), SIZES, ("5", 10**30, True), strict=False)
+    ]
+    path = write_coco(root, annotations, images=images, categories=[{"id": 2, "name": "dog"}])
+    tables = []
+    for keys in itertools.permutations(("images", "annotations", "categories")):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({"info": [3], **{key: content[key] for key in keys}, "licenses": [{}]}))
+        tables.append(read(root))
+    np.testing.assert_array_equal(tables[0].boxes[:, 3], [1, 3, 3])
+    assert [problem.kind for problem in tables[0].problems] == ["category", "category", "box-duplicate"]
+    for table in tables[1:]:
+        assert_equal(table, tables[0])
 
 
 def test_a_json_without_annotations_has_images_without_boxes(root):

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data import rows
 from data.polygons import Polygons, without_area
 
 SIZE = 100
@@ -71,3 +72,18 @@ def test_polygons_without_area(scale: int):
     expected = [len(part) > 0 and area < 1e-4 * box for part, area, box in zip(parts, areas, boxes, strict=True)]
     assert found.tolist() == expected
     assert sum(expected) == 21
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_polygons_without_area_are_flat(monkeypatch, block):
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    line = [(10, 10), (20, 20), (30, 30)]
+    there_and_back = [(5, 5), (50, 5), (50, 60), (50, 5)]
+    point = [(1e6, 1e6)] * 4
+    corner = [(0, 0), (9, 0), (0, 9)]
+    far = [(1e6, 1e6), (1e6 + 1, 1e6), (1e6, 1e6 + 1)]
+    parts = [[], line, corner, [], there_and_back, far, point, []]
+    polygons = _flat(parts)
+    assert without_area(polygons.points, polygons.lengths).nonzero()[0].tolist() == [1, 4, 6]
+    assert without_area(polygons.points[:0], polygons.lengths[:0]).tolist() == []
+    assert without_area(polygons.points[:0], np.zeros(3, np.int64)).tolist() == [False] * 3
