@@ -283,6 +283,7 @@ class Training:
             except (Interrupted, LoaderError):
                 self._save(self.reached())
                 self.logger.info(f"saved; train.py --resume {self.folder} goes on from here")
+                self.signals.check()  # a signal to all processes ends the loader's, too
                 raise
         except NonFiniteLossError as error:
             raise self._explained(error, place.epoch) from error

@@ -207,12 +207,7 @@ def _cores() -> int:
 
 
 def _start_worker(_worker: Any) -> None:
-    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it.
-
-    What it has in common with the main process is kept from the garbage collector, which would copy it by its marks.
-    """
-    gc.freeze()
+    """Keep each worker to one thread, since they share the cores, and Ctrl-C to the main process, which ends them."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for signum in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a cluster sends to all processes of a run
-        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
