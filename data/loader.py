@@ -207,7 +207,11 @@ def _cores() -> int:
 
 
 def _start_worker(_worker: Any) -> None:
-    """Keep each worker to one thread, since they share the cores, and Ctrl-C to the main process, which ends them."""
+    """Keep each worker to one thread, since they share the cores, and Ctrl-C to the main process, which ends them.
+
+    What it has in common with the main process is kept from the garbage collector, which would copy it by its marks.
+    """
+    gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
