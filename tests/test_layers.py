@@ -14,10 +14,15 @@ LAYERS = [
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
-    | {"utils.lift", "utils.assemble", "utils.resume"},
+    | {"utils.lift", "utils.assemble", "utils.resume", "utils.search"},
     {"train", "val", "detect"},
 ]
-DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}
+DOORS = {
+    "ultralytics": "utils.upstream",
+    "tensorboard": "utils.report",
+    "matplotlib": "utils.plots",
+    "optuna": "utils.search",
+}
 FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
 
 

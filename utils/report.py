@@ -1,4 +1,4 @@
-"""What a run tells: the console table, results.csv, metrics.json, per_class.csv and TensorBoard events.
+"""What a run tells: the console table, results.csv, metrics.json, tables, settings and TensorBoard events.
 
 The only module that uses TensorBoard.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from utils.options import InputError
@@ -100,6 +101,12 @@ def _short(value: Any) -> Any:
     return f"{float(value):.6g}" if isinstance(value, float | np.floating | Tensor) else value
 
 
+def write_yaml(path: Path, content: Mapping[str, Any], *, comment: str = "") -> None:
+    """Write settings in their order, under a line of comment if there is one."""
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    write_text_atomically(path, f"# {comment}\n{text}" if comment else text)
+
+
 def write_metrics_json(path: Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics and settings with sorted keys; what is not a finite number becomes null."""
     text = json.dumps(_plain(metrics), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -119,9 +126,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write_per_class_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a row for each class; the first row's keys are the header, a figure that does not exist is `nan`."""
-    assert rows, "a data set has a class"
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table; the first row's keys are the header, a figure that does not exist is `nan`."""
+    assert rows, "a table has a row"
     text = _csv_text(list(rows[0]), [{key: _short(value) for key, value in row.items()} for row in rows])
     write_text_atomically(path, text)
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from data.annotations import Annotations
 from data.loader import Batch
 from models.yolo import Model
 from utils.drawing import plot_batch
 from utils.plots import plot_labels, plot_results
-from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.report import ResultsCsv, TensorBoard, write_yaml
 from utils.validation import Report
 
 PICTURED_BATCHES = 3
@@ -35,8 +34,7 @@ class RunLog:
     def settings(self, **parts: Mapping[str, Any]) -> None:
         """Write each part as a YAML of its name."""
         for name, content in parts.items():
-            text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-            write_text_atomically(self.folder / f"{name}.yaml", text)
+            write_yaml(self.folder / f"{name}.yaml", content)
 
     def labels(self, table: Annotations) -> None:
         """Draw what the training labels look like."""

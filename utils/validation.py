@@ -22,7 +22,7 @@ from utils.engine import Evaluation, Prediction, Predictor, evaluate
 from utils.loss import DetectionLoss
 from utils.options import InputError
 from utils.plots import plot_confusion_matrix, plot_curves, plot_precision_recall
-from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
+from utils.report import console_table, unique_stems, write_csv, write_metrics_json, write_text_atomically
 
 PICTURED_BATCHES = 3
 FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
@@ -166,7 +166,7 @@ def write_report(
         **(extra or {}),
     }
     write_metrics_json(folder / "metrics.json", content)
-    write_per_class_csv(folder / "per_class.csv", [asdict(row) for row in metrics.per_class])
+    write_csv(folder / "per_class.csv", [asdict(row) for row in metrics.per_class])
     if plots:
         _plot(report, folder)
 

@@ -107,7 +107,7 @@ ROWS = [
 
 
 def test_per_class_csv(tmp_path: Path):
-    report.write_per_class_csv(tmp_path / "per_class.csv", ROWS)
+    report.write_csv(tmp_path / "per_class.csv", ROWS)
     with (tmp_path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == [row["class"] for row in ROWS]
