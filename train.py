@@ -95,18 +95,25 @@ class Options(Ranged):
     amp: bool = option(True, "reduced precision where the hardware has it")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
     compile: bool = option(False, "let torch.compile make kernels; takes minutes, then saves time")
+    evolve: int | None = option(None, "trials of a search for a better recipe; needs Optuna", bare=300, least=1)
 
 
-def run(**options: object) -> Report:
+def run(**options: object) -> Report | None:
     """Train from Python, with the command line's options as arguments; returns the best epoch's validation."""
     return main(Options(**options))  # type: ignore[arg-type]
 
 
-def main(options: Options) -> Report:
-    """Train as the options say."""
+def main(options: Options) -> Report | None:
+    """Train as the options say; a search for a recipe returns nothing, its results are files."""
     start_logging()
     if options.tile and (options.rect or options.image_weights):
         raise InputError("--tile: not together with --rect or --image-weights, which are about whole images")
+    if options.evolve is not None:
+        from utils.search import evolve  # noqa: PLC0415 (needs Optuna, which nothing else does)
+
+        with StopSignals() as signals:
+            evolve(options, lambda own: Training(own, None, signals))
+        return None
     checkpoint = None
     if options.resume:
         path = find_last(options.resume)
@@ -149,12 +156,6 @@ class Training:
             self._restore(checkpoint)
         self.reached: Callable[[], Place] = lambda: self.start
         self.saved_at = time.monotonic()
-        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok, below="weights")
-        self.weights_folder = self.folder / "weights"
-        self.best = self.weights_folder / "best.pt"
-        if self.saved_best is None:
-            self.best.unlink(missing_ok=True)  # of an earlier run in this folder
-        self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start.epoch)
 
     @staticmethod
     def _recipe(options: Options, checkpoint: dict[str, Any] | None) -> Hyp:
@@ -256,8 +257,16 @@ class Training:
         if options.epochs != planned:
             self.logger.info(f"{options.epochs} epochs, not {planned}: learning rates follow the new length from here")
 
-    def run(self) -> Report:
-        """Train all epochs, then validate the best one; returns that validation."""
+    def run(self, give_up: Callable[[int, float], bool] = lambda *_: False) -> Report:
+        """Train all epochs, unless `give_up` ends it after one, and validate the best; returns that validation."""
+        self.give_up = give_up
+        options = self.options
+        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok, below="weights")
+        self.weights_folder = self.folder / "weights"
+        self.best = self.weights_folder / "best.pt"
+        if self.saved_best is None:
+            self.best.unlink(missing_ok=True)  # of an earlier run in this folder
+        self.log = RunLog(self.folder, plots=not options.noplots, first_epoch=self.start.epoch)
         self.log.settings(opt=asdict(self.options), hyp=asdict(self.hyp))
         if self.start == Place():
             self.log.labels(self.train_table)
@@ -267,7 +276,7 @@ class Training:
         place = self.start
         while place.epoch < self.options.epochs:
             if self._epoch(place):
-                self.logger.info(f"no improvement in {self.options.patience} epochs: stopped")
+                self.logger.info(f"stopped early: epoch {self.stopper.best_epoch + 1} was the best")
                 break
             place = Place(place.epoch + 1)
         self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
@@ -321,7 +330,7 @@ class Training:
             if math.isnan(fitness):
                 self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
             improved = self.stopper.improves(fitness, epoch)
-            stop = self.stopper.exhausted(epoch)
+            stop = self.stopper.exhausted(epoch) or (not last and self.give_up(epoch, fitness))
         if not options.nosave or last or stop:
             is_best = improved or options.nosave or ((last or stop) and self.saved_best is None)
             self._save(Place(epoch + 1), is_best=is_best)
@@ -332,6 +341,7 @@ class Training:
         batch = self.loader.batch(error.number)
         names = ", ".join(self.train_table.paths[index].name for index in batch.indices)
         picture = self.log.debug_batch(batch, self.train_table, f"epoch{epoch}_batch{error.number}")
+        self.log.tensorboard.close()  # Python may go on with other runs
         last = self.weights_folder / "last.pt"
         kept = f"; {last} is from before" if last.is_file() else ""
         return InputError(

@@ -23,10 +23,16 @@ LAYERS = [
         "utils.report_files",
         "utils.hub",
         "utils.results",
+        "utils.search",
     },
     SCRIPTS,
 ]
-DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}
+DOORS = {
+    "ultralytics": "utils.upstream",
+    "tensorboard": "utils.report",
+    "matplotlib": "utils.plots",
+    "optuna": "utils.search",
+}
 FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
 
 

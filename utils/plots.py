@@ -1,4 +1,4 @@
-"""Plots: curves, the confusion matrix, the labels of a data set, the course of a training.
+"""Plots: curves, the confusion matrix, the labels of a data set, the course of a training or of a search.
 
 The only module that uses matplotlib, through figures of its own: no window, no backend and no global setting is
 touched. A file appears under its name only when it is complete.
@@ -304,3 +304,61 @@ def plot_study(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         by_time.set(xlabel="Time of an image, all stages (ms)", xlim=(0, None))
         for size, time, value in zip(sizes, times, accuracy, strict=True):
             by_time.annotate(str(size), (time, value), textcoords="offset points", xytext=(0, 6), ha="center")
+
+
+def plot_search(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], importances: Mapping[str, float], path: Path
+) -> None:
+    """Write the course of a search for a recipe, which keys mattered, and the fitness against each of them.
+
+    Args:
+        rows: one for each trial: `trial`, `state` (complete, pruned, fail), `fitness`, and a value for each key.
+        keys: the recipe's keys that are searched.
+        importances: share of each key in what sets the best trials apart; empty while that is not known.
+        path: the picture's file.
+    """
+    keys = sorted(keys, key=lambda key: -importances.get(key, 0.0))
+    width = 6
+    first = 2 if importances else 1
+    height = math.ceil((first + len(keys)) / width)
+    columns = {key: np.array([row[key] for row in rows]) for key in ("trial", "state", "fitness", *keys)}
+    with _figure(path, (3 * width, 2.8 * height), f"{len(rows)} trials of a recipe") as figure:
+        grid = figure.subplots(height, width, squeeze=False).flatten()
+        _history_panel(grid[0], columns)
+        if importances:
+            _importance_panel(grid[1], importances)
+        for axes, key in zip(grid[first:], keys, strict=False):
+            _slice_panel(axes, columns, key)
+        for axes in grid[first + len(keys) :]:
+            axes.set_axis_off()
+
+
+def _history_panel(axes: "Axes", columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    complete = columns["state"] == "complete"
+    trials, fitness = columns["trial"], columns["fitness"]
+    axes.plot(trials[complete], np.maximum.accumulate(fitness[complete]), color=PALETTE[1], label="best so far")
+    axes.plot(trials[complete], fitness[complete], "o", markersize=3, color=PALETTE[0], label="complete")
+    pruned = columns["state"] == "pruned"
+    if pruned.any():
+        axes.plot(trials[pruned], fitness[pruned], "x", markersize=4, color="0.6", label="pruned")
+    axes.set(title="Fitness of each trial", xlabel="Trial")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _importance_panel(axes: "Axes", importances: Mapping[str, float], most: int = 10) -> None:
+    names = sorted(importances, key=importances.__getitem__)[-most:]
+    axes.barh(names, [importances[name] for name in names], color=PALETTE[0])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(title="Importance")
+
+
+def _slice_panel(axes: "Axes", columns: Mapping[str, npt.NDArray[Any]], key: str) -> None:
+    """Fitness against one key; a later trial is darker, the best is marked."""
+    complete = columns["state"] == "complete"
+    values, fitness = columns[key][complete], columns["fitness"][complete]
+    axes.scatter(values, fitness, c=columns["trial"][complete], s=10, cmap="Blues", vmin=-len(values), zorder=2)
+    if len(values):
+        best = int(fitness.argmax())
+        axes.plot(values[best], fitness[best], "*", markersize=10, color=PALETTE[1], zorder=3)
+        axes.set(title=f"{key} {values[best]:.4g}")
+    axes.locator_params(axis="x", nbins=4)

@@ -1,4 +1,4 @@
-"""What a run tells: the console table, results.csv, metrics.json, other tables as csv, and TensorBoard events.
+"""What a run tells: the console table, results.csv, metrics.json, tables, settings and TensorBoard events.
 
 The only module that uses TensorBoard.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from utils.options import InputError
@@ -120,6 +121,12 @@ def _csv_text(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 def _short(value: Any) -> Any:
     """Six digits are enough for a table; integers and texts stay as they are."""
     return f"{float(value):.6g}" if isinstance(value, float | np.floating | Tensor) else value
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], *, comment: str = "") -> None:
+    """Write settings in their order, under a line of comment if there is one."""
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    write_text_atomically(path, f"# {comment}\n{text}" if comment else text)
 
 
 def write_metrics_json(path: Path, metrics: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Going on with a training that stopped: its checkpoint, its options, and whether its data are still the same."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from utils.engine import Place, Trainer
 from utils.options import InputError, Ranged, from_mapping
 
 O = TypeVar("O", bound=Ranged)  # noqa: E741
+T = TypeVar("T")
 CHANGEABLE = frozenset(  # flags that may be given anew with --resume; all others are the run's own
     "resume data epochs patience device workers cache nosave noplots save_period save_interval compile".split()
 )
@@ -24,9 +25,14 @@ def find_last(resume: str) -> Path:
     if resume != "newest":
         path = Path(resume).resolve()
         return path / "weights" / "last.pt" if path.is_dir() else path
-    found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
+    return newest("last.pt")
+
+
+def newest(name: str) -> Path:
+    """The file of a name that was written last of those below runs/."""
+    found = sorted(Path("runs").glob(f"**/{name}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError("--resume: no last.pt below runs/")
+        raise InputError(f"--resume: no {name} below runs/")
     return found[-1].resolve()
 
 
@@ -39,15 +45,27 @@ def resumed_options(options: O, checkpoint: Mapping[str, Any], path: Path) -> O:
     if checkpoint["optimizer"] is None or checkpoint["options"] is None or checkpoint["place"] is None:
         raise InputError(f"{path}: holds a finished model, not a run to continue; use it as --weights")
     saved = from_mapping(type(options), checkpoint["options"], f"{path}: options")
-    for name in sorted(options.given - CHANGEABLE):
-        old, new = getattr(saved, name), getattr(options, name)
-        if old != new:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} {new}: the run in {path} has {old}, which cannot change when it is resumed")
+    changed = changed_options(saved, options, options.given, CHANGEABLE, path)
     folder = path.parents[1]
     place = {"resume": str(path), "project": str(folder.parent), "name": folder.name, "exist_ok": True}
-    changed = {name: getattr(options, name) for name in options.given & CHANGEABLE}
-    return replace(saved, **(changed | place))  # type: ignore[type-var]
+    return replace(changed, **place)  # type: ignore[type-var]
+
+
+def changed_options(saved: T, options: T, given: Iterable[str], changeable: Collection[str], path: Path) -> T:
+    """The `saved` options of the run in `path`, with those of `options` that were given and are changeable.
+
+    Raises:
+        InputError: another value was given for what may not change.
+    """
+    changed = {}
+    for name in sorted(given):
+        old, new = getattr(saved, name), getattr(options, name)
+        if name in changeable:
+            changed[name] = new
+        elif old != new:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} {new}: the run in {path} has {old}, which cannot change when it is resumed")
+    return replace(saved, **changed)  # type: ignore[type-var]
 
 
 def fingerprint(table: Annotations) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from data.annotations import Annotations
 from data.figures import draw_labels
@@ -15,7 +14,7 @@ from models.yolo import Model
 from utils.drawing import plot_batch
 from utils.page import Picture
 from utils.plots import plot_results
-from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.report import ResultsCsv, TensorBoard, write_yaml
 from utils.report_files import write_report
 from utils.validation import Report
 
@@ -37,8 +36,7 @@ class RunLog:
     def settings(self, **parts: Mapping[str, Any]) -> None:
         """Write each part as a YAML of its name."""
         for name, content in parts.items():
-            text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-            write_text_atomically(self.folder / f"{name}.yaml", text)
+            write_yaml(self.folder / f"{name}.yaml", content)
 
     def labels(self, table: Annotations) -> None:
         """Draw what the training labels look like."""
