@@ -9,12 +9,12 @@ import pytest
 from utils.options import ROOT
 
 LAYERS = [
-    {"utils.upstream", "utils.options", "utils.archive"},
+    {"utils.upstream", "utils.options", "utils.archive", "utils.pipeline", "utils.window"},
     {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
-    | {"utils.lift", "utils.assemble", "utils.resume"},
+    | {"utils.lift", "utils.assemble", "utils.resume", "utils.detection", "utils.detection_files"},
     {"train", "val", "detect"},
 ]
 DOORS = {"ultralytics": "utils.upstream", "tensorboard": "utils.report", "matplotlib": "utils.plots"}

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,32 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
         stems.append(next(stem for stem in tries if stem not in taken))
         taken.add(stems[-1])
     return stems
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Class names made fit for folders: they come out of checkpoints, and must not lead elsewhere."""
+    safe = (re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ")[:100] for name in names)
+    return [name or str(label) for label, name in enumerate(safe)]
+
+
+class JsonList:
+    """A json file of a list that is written entry by entry; it has its name when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._file = self._part.open("w", encoding="utf-8")
+        self._before = "["
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry of plain values, in a line of its own."""
+        self._file.write(f"{self._before}\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}")
+        self._before = ","
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.write("[]\n" if self._before == "[" else "\n]\n")
+        self._file.close()
+        self._part.replace(self._path)
 
 
 class ResultsCsv:
