@@ -20,6 +20,7 @@ from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, refuse_unknown, run_script
 from utils.runs import StopSignals, check_image_size, make_run_folder, open_model, start_logging
+from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, select_device
 from utils.window import Window
 
@@ -58,12 +59,18 @@ class Options(Ranged):
     project: str = option("runs/detect", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
+    batch_size: int = option(
+        8, "a file's frames, or an image's tiles, in a forward pass", aliases=("--batch",), least=1
+    )
     line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-    batch_size: int = option(8, "frames of a file in a forward pass", aliases=("--batch",), least=1)
     vid_stride: int = option(1, "take every so many frames of a video or stream", least=1)
     stream_buffer: bool = option(False, "let a stream's frames wait rather than drop them to stay live")
     reconnect: int = option(10, "attempts in a row to get a lost stream back", least=0)
@@ -91,19 +98,19 @@ def main(options: Options) -> tuple[Path, Source]:
         augment=options.augment,
         folded=options.fold,
     )
+    detector = tiled(predictor, options, size)
     streams = StreamSettings(keep_all=options.stream_buffer, reconnect=options.reconnect)
     window = Window() if options.view_img else None
     with StopSignals(), open_source(options.source, vid_stride=options.vid_stride, streams=streams) as source:
         folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
         output = Output(model.names, _forms(folder, model.names, options))
-        style = Style(options.line_thickness, options.hide_labels, options.hide_conf)
-        style = None if options.nosave and window is None else style
-        detection = Detection(source, predictor, size, model.names, output, style, options.batch_size)
+        style = None if options.nosave and window is None else _style(options)
+        detection = Detection(source, detector, size, model, output, style, options.batch_size)
         try:
             with output, closing(window) if window else nullcontext():
                 _detect(detection, window)
         finally:  # a stream has no end but a signal
-            times = predictor.watch.seconds.items()
+            times = detector.watch.seconds.items()
             speeds = ", ".join(f"{1e3 * value / max(output.frames, 1):.1f} ms {name}" for name, value in times)
             logger.info(f"{output.frames} frames, {output.summary()}; {speeds} a frame")
             logger.info(f"results in {folder}")
@@ -138,6 +145,11 @@ def _class_number(text: str, names: list[str], flag: str) -> int:
     return int(text)
 
 
+def _style(options: Options) -> Style:
+    """How boxes are drawn: into the frames themselves, which may be large, unless crops are cut from them later."""
+    return Style(options.line_thickness, options.hide_labels, options.hide_conf, copy=options.save_crop)
+
+
 def _forms(folder: Path, names: list[str], options: Options) -> list[Form]:
     """What is to be written."""
     forms: list[Form] = []
@@ -162,10 +174,12 @@ def _detect(detection: Detection, window: Window | None) -> None:
 
 
 def _with_progress(detection: Detection, results: Iterable[Found]) -> Iterator[Found]:
-    """The results with a bar that counts files, or the frames of a single video or of streams."""
+    """The results with a bar that counts files, or the frames of a single video or of streams, and tells of tiles."""
     source = detection.source
     bar: Progress[Found] = progress(description="detect", total=len(source.files), unit="file")
     with bar:
+        if isinstance(detection.detector, TiledPredictor):
+            detection.detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
         path, by_frame = source.files[0], False
         for found in results:
             frame = found.frame

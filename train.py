@@ -11,22 +11,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import Annotations
 from data.augment import Augmentation
 from data.config import load_data_config, prepare
-from data.dataset import DetectionDataset
 from data.loader import Loader, LoaderError, make_loader
+from data.tiling import dataset_kind, typical_scale
 from models.fold import fold
 from models.summary import parameters
 from models.yolo import Model
 from utils.assemble import fit_model_anchors, freeze, make_loss
 from utils.autobatch import largest_batch
 from utils.checkpoint import load_checkpoint, read_weights, rng_state, save_checkpoint, strip
-from utils.engine import NmsSettings, NonFiniteLossError, Place, Predictor, Trainer, find_amp, image_weights
+from utils.engine import Detector, NmsSettings, NonFiniteLossError, Place, Predictor, Trainer, find_amp, image_weights
 from utils.hyp import OPTIMIZERS, Hyp, load_hyp
 from utils.lift import start_strided
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
@@ -39,13 +40,15 @@ from utils.runs import (
     build_from_weights,
     check_image_size,
     make_run_folder,
+    read_split,
     scan_progress,
     seed_everything,
     start_logging,
     start_model,
 )
+from utils.tiles import TiledPredictor, Tiling
 from utils.upstream import select_device
-from utils.validation import FITNESS, Report, parse_fitness, validate, write_report
+from utils.validation import FITNESS, Report, parse_fitness, validate
 
 VALIDATION = NmsSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
 
@@ -61,6 +64,7 @@ class Options(Ranged):
     epochs: int = option(100, "passes over the training images", least=1)
     batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
+    tile: int | None = option(None, "train and validate on tiles of so many pixels, cut from large images", least=32)
     rect: bool = option(False, "batches of like shapes, without mosaic")
     resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
     nosave: bool = option(False, "keep the last checkpoint only")
@@ -101,6 +105,8 @@ def run(**options: object) -> Report:
 def main(options: Options) -> Report:
     """Train as the options say."""
     start_logging()
+    if options.tile and (options.rect or options.image_weights):
+        raise InputError("--tile: not together with --rect or --image-weights, which are about whole images")
     checkpoint = None
     if options.resume:
         path = find_last(options.resume)
@@ -127,7 +133,8 @@ class Training:
         self.size = check_image_size(options.imgsz, self.model.max_stride)
         if not options.noautoanchor and checkpoint is None:
             placeholders = isinstance(self.model.config["anchors"], int) and not options.weights
-            fit_model_anchors(self.model, self.train_table, self.size, self.hyp.anchor_t, always=placeholders)
+            boxes = self.train_table.wh_at(self.size, options.tile)
+            fit_model_anchors(self.model, boxes, self.hyp.anchor_t, always=placeholders)
         if options.fold:
             fold(self.model)
         freeze(self.model, options.freeze)
@@ -161,19 +168,8 @@ class Training:
     def _read_data(self) -> tuple[Annotations, Annotations]:
         config = load_data_config(self.options.data)
         prepare(config)
-        tables = []
-        for split in ("train", "val"):
-            with scan_progress(f"{split}: labels") as show:
-                table = read_annotations(config, split, cache=CACHE, progress=show)
-            plain = int((~table.crowd).sum())
-            empty = int((table.counts == 0).sum())
-            self.logger.info(f"{split}: {len(table)} images, {plain} labels, {empty} images without")
-            for line in table.problems[:10]:
-                self.logger.warning(line)
-            if len(table.problems) > 10:
-                self.logger.warning(f"... and {len(table.problems) - 10} more of {split}")
-            tables.append(table.as_single_class() if self.options.single_cls else table)
-        return tables[0], tables[1]
+        tables = read_split(config, "train"), read_split(config, "val")
+        return (tables[0].as_single_class(), tables[1].as_single_class()) if self.options.single_cls else tables
 
     def _make_model(self, checkpoint: dict[str, Any] | None) -> Model:
         names = self.train_table.names
@@ -206,18 +202,19 @@ class Training:
     def _make_loader(self, table: Annotations, *, train: bool) -> Loader:
         options = self.options
         wanted = {field.name: getattr(self.hyp, field.name) for field in fields(Augmentation)}
+        kind = dataset_kind(options.tile, visible=self.hyp.tile_visible, empty=self.hyp.tile_empty, train=train)
         with scan_progress(f"--cache {options.cache}") as show:
-            dataset = DetectionDataset(
+            dataset = kind(
                 table,
                 self.size,
                 stride=self.model.max_stride,
                 augmentation=Augmentation(**wanted) if train else None,
                 rect=options.rect or not train,
-                cache=options.cache,  # type: ignore[arg-type]  # the command line allows no other value
+                cache=options.cache,
                 cache_folder=CACHE / "images",
                 progress=show,
             )
-        batch_size = self.batch_size if train else self.batch_size * 2
+        batch_size = self.batch_size if train else 1 if options.tile else self.batch_size * 2
         return make_loader(dataset, batch_size=batch_size, workers=options.workers, seed=options.seed, train=train)
 
     @cached_property
@@ -318,7 +315,7 @@ class Training:
         improved, stop = False, False
         if report is not None:
             self.logger.info("\n".join(report.table().splitlines()[:2]))
-            self.average_precision = [row.AP for row in report.metrics.per_class]
+            self.average_precision = [row.figures["AP"] for row in report.metrics.per_class]
             fitness = report.fitness(self.fitness)
             if math.isnan(fitness):
                 self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
@@ -342,10 +339,12 @@ class Training:
         )
 
     def _validate(self, model: Model | None = None) -> Report:
-        measured = model or self.trainer.ema.model
-        predictor = Predictor(measured, self.device, settings=VALIDATION, folded=self.options.fold)
+        plain = Predictor(model or self.trainer.ema.model, self.device, settings=VALIDATION, folded=self.options.fold)
+        tile, count = self.options.tile, self.batch_size * 2
+        detector: Detector = TiledPredictor(plain, Tiling(tile, batch_size=count), self.size) if tile else plain
+        criterion = None if tile else self.trainer.criterion  # boxes merged from tiles are in no map
         pictures = None if self.options.noplots else self.folder
-        return validate(predictor, self.val_loader, self.val_table, criterion=self.trainer.criterion, pictures=pictures)
+        return validate(detector, self.val_loader, self.val_table, criterion=criterion, pictures=pictures)
 
     def _save(self, place: Place, *, is_best: bool = False) -> None:
         """Write last.pt, best.pt if these weights are the best so far, and the periodic checkpoint when due."""
@@ -362,6 +361,7 @@ class Training:
             },
             "options": asdict(self.options),
             "hyp": asdict(self.hyp),
+            "scale": typical_scale(self.train_table, self.size, self.options.tile),
             "versions": {"torch": str(torch.__version__)},
         }
         if is_best:  # before last.pt, which says that it is there
@@ -377,8 +377,8 @@ class Training:
         report = self._validate(build_from_weights(read_weights(self.best)))
         assert self.saved_best is not None
         self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
-        write_report(report, self.folder, asdict(self.options), plots=not self.options.noplots)
-        self.log.finish(self.options.epochs)
+        title = f"best.pt of {self.folder.name} on {Path(self.options.data).stem}, epoch {self.saved_best + 1}"
+        self.log.finish(report, asdict(self.options), title=title)
         self.logger.info(f"results in {self.folder}")
         return report
 

@@ -2,27 +2,33 @@
 
     python val.py --weights runs/train/exp/weights/best.pt --data glyphs.yaml --img 320
 
-Writes metrics.json, per_class.csv, curves, the confusion matrix and pictures to PROJECT/NAME.
+Writes metrics.json, per_class.csv, per_image.csv, curves, the confusion matrix, pictures of the worst mistakes, and
+report.html that shows them all, to PROJECT/NAME. A test split without labels gives the file for COCO's server instead.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import torchvision
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import Annotations
 from data.config import DataConfig, load_data_config, prepare
 from data.dataset import DetectionDataset
 from data.loader import make_loader
+from data.tiling import WholeImages
 from models.yolo import Model
+from utils.areas import parse_bands
 from utils.engine import NmsSettings, Predictor
+from utils.official import submission_name
 from utils.options import InputError, Ranged, option, run_script
 from utils.plots import plot_study
-from utils.report import write_text_atomically
-from utils.runs import CACHE, check_image_size, make_run_folder, open_model, scan_progress, start_logging
+from utils.report import comparison_table, write_csv
+from utils.report_files import write_coco_json, write_detections, write_report
+from utils.runs import check_image_size, make_run_folder, open_model, read_split, start_logging
+from utils.tiles import MERGES, tile_side, tiled
 from utils.upstream import select_device
-from utils.validation import LabelFiles, Report, validate, write_coco_json, write_report
+from utils.validation import LabelFiles, Report, validate
 
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
@@ -33,11 +39,12 @@ class Options(Ranged):
 
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
     weights: str = option("", "checkpoint to measure", aliases=("--weight",))
-    batch_size: int = option(32, "images in a batch", aliases=("--batch",), least=1)
+    batch_size: int = option(32, "images in a batch, or tiles", aliases=("--batch",), least=1)
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
     conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
     iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
-    max_det: int = option(300, "most detections of an image", least=1)
+    max_det: int = option(300, "most detections of an image; over 100 adds a recall for so many", least=1)
+    areas: str = option("0,32,96,inf", "bounds of the bands of object size, sides in pixels, that have their own AP")
     task: str = option("val", "what to do", choices=("train", "val", "test", "speed", "study"))
     device: str = option("", "cpu, or a GPU's number; empty chooses")
     workers: int = option(8, "processes that load images, no more than there are cores", least=0)
@@ -48,6 +55,10 @@ class Options(Ranged):
     save_hybrid: bool = option(False, "write the labels and the detections beyond them as YOLO txt")
     save_conf: bool = option(False, "put the confidence into the txt files")
     save_json: bool = option(False, "write COCO's result json and ask pycocotools for its figures")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
     project: str = option("runs/val", "folder of runs")
     name: str = option("exp", "name of the run")
     exist_ok: bool = option(False, "write into an existing run's folder")
@@ -65,18 +76,18 @@ def main(options: Options) -> Report:
     logger = start_logging()
     if not options.weights:
         raise InputError("--weights: give the checkpoint to measure")
+    parse_bands(options.areas)  # before anything is read
     config = load_data_config(options.data)
     device = select_device(options.device)
     prepare(config)
     split = options.task if options.task in ("train", "val", "test") else "val"
-    with scan_progress(f"{split}: labels") as show:
-        annotations = read_annotations(config, split, cache=CACHE, progress=show)
+    annotations = read_split(config, split)
     model = open_model(options.weights, None if options.single_cls else annotations.names)
     if options.single_cls:
         annotations = annotations.as_single_class()
+    if options.tile:
+        tile_side(options.tile, options.imgsz, Path(options.weights))  # refused before anything is written
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
-    for line in annotations.problems[:10]:
-        logger.warning(line)
     measurement = _Measurement(options, config, split, annotations, model, device, folder)
     if options.task == "study":
         report = _study(measurement)
@@ -87,8 +98,11 @@ def main(options: Options) -> Report:
         measurement.write(report)
     else:
         report = measurement.measure()
-        logger.info(report.table(per_class=options.verbose))
-        measurement.write(report)
+        if options.task == "test" and not len(annotations.classes):
+            measurement.write_submission(report)
+        else:
+            logger.info(report.table(per_class=options.verbose))
+            measurement.write(report)
     logger.info(f"results in {folder}")
     return report
 
@@ -109,8 +123,9 @@ class _Measurement:
         """Validate once."""
         options = self.options
         size = check_image_size(options.imgsz, self.model.max_stride)
-        dataset = DetectionDataset(self.annotations, size, stride=self.model.max_stride, rect=True)
-        loader = make_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
+        kind, batch_size = (WholeImages, 1) if options.tile else (DetectionDataset, options.batch_size)
+        dataset = kind(self.annotations, size, stride=self.model.max_stride, rect=True)
+        loader = make_loader(dataset, batch_size=batch_size, workers=options.workers, train=False)
         settings = NmsSettings(
             options.conf_thres, options.iou_thres, options.max_det, multi_label=True, single_class=options.single_cls
         )
@@ -122,27 +137,41 @@ class _Measurement:
             augment=options.augment,
             folded=options.fold,
         )
+        detector = tiled(predictor, options, size)
         if options.task in ("speed", "study"):
-            predictor.warm_up(next(iter(loader)))
+            detector.warm_up(next(iter(loader)))
         files = None
         if options.save_txt or options.save_hybrid:
             files = LabelFiles(
                 self.folder / "labels", self.annotations, options.save_conf, options.save_hybrid, options.iou_thres
             )
         pictures = self.folder if options.task in ("train", "val", "test") else None
-        return validate(predictor, loader, self.annotations, pictures=pictures, label_files=files)
+        bands = parse_bands(options.areas)
+        return validate(detector, loader, self.annotations, bands=bands, pictures=pictures, label_files=files)
 
     def write(self, report: Report) -> None:
         """Write the report's files and, if asked, have pycocotools measure as well."""
-        settings = asdict(self.options) | {"torch": str(torch.__version__), "torchvision": torchvision.__version__}
-        extra = {}
+        weights, confirmed = Path(self.options.weights), None
         if self.options.save_json or self.config.source.name == "coco.yaml":
-            path = self.folder / f"{Path(self.options.weights).stem}_predictions.json"
+            path = self.folder / f"{weights.stem}_predictions.json"
             truth = None if self.options.single_cls else self.config.annotations.get(self.split)
-            extra["pycocotools"] = write_coco_json(report, path, truth)
-            figures = " ".join(f"{key} {value:.4f}" for key, value in extra["pycocotools"].items())
-            start_logging().info(f"pycocotools on {path.name}: {figures}")
-        write_report(report, self.folder, settings, extra, plots=self.options.task != "speed")
+            confirmed = write_coco_json(report, path, truth)
+            ours = {key: report.metrics.figures.get(key, math.nan) for key in confirmed}
+            start_logging().info(comparison_table({"this project": ours, "pycocotools": confirmed}))
+        title = f"{weights.name} on {self.config.source.parent.name}/{self.config.source.name}, {self.split}"
+        plots = self.options.task != "speed"
+        write_report(report, self.folder, asdict(self.options), title=title, confirmed=confirmed, plots=plots)
+
+    def write_submission(self, report: Report) -> None:
+        """Write what was found for COCO's server, which has the labels."""
+        truth, logger = self.config.annotations.get(self.split), start_logging()
+        split = truth.stem if truth else f"{self.config.source.stem}-{self.split}"
+        path = self.folder / submission_name(split, Path(self.options.weights))
+        rows = write_detections(self.annotations, report.evaluation.detections, path)
+        logger.info(f"{self.split}: no labels, so nothing is measured; {len(rows)} detections in {path.name}")
+        if truth is None:
+            logger.warning("without a COCO json of this split its images are numbered by their paths, classes from 0")
+        logger.info(report.speeds())
 
 
 def _study(measurement: _Measurement) -> Report:
@@ -156,8 +185,7 @@ def _study(measurement: _Measurement) -> Report:
         start_logging().info(f"{size} px: AP {row['AP']:.4f}, {times['inference']:.1f} ms")
     assert report is not None
     name = f"study_{measurement.config.source.stem}_{Path(measurement.options.weights).stem}"
-    lines = [",".join(rows[0]), *(",".join(f"{value:.6g}" for value in row.values()) for row in rows)]
-    write_text_atomically(measurement.folder / f"{name}.csv", "\n".join(lines) + "\n")
+    write_csv(measurement.folder / f"{name}.csv", rows)
     plot_study(rows, measurement.folder / "study.png")
     return report
 

@@ -18,8 +18,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.coco import COCO_FIGURES, Detections, Metrics, evaluate_coco, to_coco_json, truth_table
+from utils.coco import COCO_FIGURES, Detections, Metrics, evaluate_coco, truth_table
 from utils.curves import Floats, match
+from utils.official import to_coco_json
 from utils.options import InputError, option, run_script
 
 SIDE = 640  # pixels of every image

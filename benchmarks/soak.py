@@ -104,7 +104,7 @@ def differences(whole: Path, cut: Path) -> list[str]:
 def flat(state: dict[Any, dict[str, Any]]) -> list[str]:
     """An optimizer's state as comparable texts."""
     return [
-        f"{number} {key} {value.double().sum().item().hex() if isinstance(value, torch.Tensor) else value}"
+        f"{number} {key} {value.tolist() if isinstance(value, torch.Tensor) else value}"
         for number, entry in sorted(state.items())
         for key, value in sorted(entry.items())
     ]

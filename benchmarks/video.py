@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import processor
+from benchmarks.timing import processor
 from data.dataset import letterboxed_item
 from data.frames import Frame
 from data.loader import collate
@@ -42,7 +42,7 @@ class Options(Ranged):
 
     weights: str = option("", "checkpoint to detect with")
     source: str = option("", "video to detect in")
-    imgsz: list[int] = option([320, 640], "image sizes in pixels", aliases=("--img",), least=32)  # noqa: RUF009 (a field)
+    imgsz: list[int] = option([320, 640], "image sizes in pixels", aliases=("--img",), least=32)
     batch_size: int = option(8, "frames in a forward pass, where there are batches", aliases=("--batch",), least=2)
     frames: int = option(1_000_000, "use no more of the video than its first so many frames", least=1)
     rounds: int = option(3, "timed turns of each variant, after one of a few frames that is not counted", least=1)
@@ -113,7 +113,7 @@ class Work:
         def run() -> None:
             output = Output(self.model.names, [Pictures(self.folder)])
             detection = Detection(
-                self.clip, self.predictor, self.size, self.model.names, output, Style(), batch_size, overlap
+                self.clip, self.predictor, self.size, self.model, output, Style(), batch_size, overlap
             )
             with output, detection.pipeline() as results:
                 for _ in results:

@@ -5,7 +5,10 @@ pickles that is found stale when any file it was made from has another size or t
 """
 
 import hashlib
+import itertools
+import json
 import logging
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -16,15 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from data import coco_json
+from data.coco_file import load_coco
 from data.config import DataConfig
-from data.files import Progress, find_images, image_sizes, label_path, map_chunks
-from data.rows import Floats, Ints, Rows, concatenate, offsets, ranges
+from data.files import Progress, find_images, image_sizes, label_text, map_chunks
+from data.path_list import PathList
+from data.problems import Problem
+from data.rows import Floats, Ints, Rows, concatenate, gather, offsets, ranges
 from data.yolo_labels import read_labels
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
 
-_CACHE_FORMAT = "1"  # to be raised when reading gives other results
+_CACHE_FORMAT = "3"  # to be raised when reading gives other results
 _TEXTS = ("names", "paths", "problems")  # the fields that are no arrays
 
 
@@ -45,11 +51,11 @@ class Annotations:
         crowd: (M,) true for a region of many objects, which evaluation ignores.
         polygons: (P, 2) float32 points in the original's pixels.
         polygon_starts: (M + 1,); box j has the points `polygon_starts[j] : polygon_starts[j + 1]`, maybe none.
-        problems: a line "file:line: what" for each row or image left out or in doubt.
+        problems: of the rows and images left out or in doubt.
     """
 
     names: list[str]
-    paths: list[Path]
+    paths: Sequence[Path]
     sizes_wh: npt.NDArray[np.int32]
     image_ids: Ints
     category_ids: Ints
@@ -60,7 +66,7 @@ class Annotations:
     crowd: npt.NDArray[np.bool_]
     polygons: npt.NDArray[np.float32]
     polygon_starts: Ints
-    problems: list[str]
+    problems: list[Problem]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,6 +89,14 @@ class Annotations:
         """The points (k, 2) of a box's polygon, none if it has none."""
         return self.polygons[self.polygon_starts[row] : self.polygon_starts[row + 1]]
 
+    def scales(self, size: int, tile: int | None = None) -> Floats:
+        """Pixels made of one of each image's, (N,), when its longer side, or that of a tile, becomes `size`."""
+        return np.full(len(self), size / tile) if tile else size / self.sizes_wh.max(1)
+
+    def wh_at(self, size: int, tile: int | None = None) -> Floats:
+        """Width and height (M, 2) of the boxes that are no crowd regions, at the images' `scales`."""
+        return (self.boxes[:, 2:] * np.repeat(self.scales(size, tile), self.counts)[:, None])[~self.crowd]
+
     def as_single_class(self) -> "Annotations":
         """The same boxes, all of one class called `object`."""
         return replace(self, names=["object"], classes=np.zeros_like(self.classes), category_ids=self.category_ids[:1])
@@ -95,7 +109,7 @@ class Annotations:
         point_counts = np.diff(self.polygon_starts)[rows]
         return Annotations(
             names=self.names,
-            paths=[self.paths[index] for index in chosen.tolist()],
+            paths=PathList(self.paths).take(chosen.tolist()),
             sizes_wh=self.sizes_wh[chosen],
             image_ids=self.image_ids[chosen],
             category_ids=self.category_ids,
@@ -104,14 +118,19 @@ class Annotations:
             boxes=self.boxes[rows],
             areas=self.areas[rows],
             crowd=self.crowd[rows],
-            polygons=self.polygons[ranges(self.polygon_starts[rows], point_counts)],
+            polygons=gather(self.polygons, self.polygon_starts[rows], point_counts),
             polygon_starts=offsets(point_counts),
             problems=self.problems,
         )
 
 
 def read_annotations(
-    config: DataConfig, split: str, *, cache: Path | None = None, progress: Progress | None = None
+    config: DataConfig,
+    split: str,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    refuse_nameless: bool = True,
 ) -> Annotations:
     """Read a split's table, from the COCO json if the YAML names one for it, else from YOLO's label files.
 
@@ -120,37 +139,49 @@ def read_annotations(
         split: train, val or test.
         cache: the folder that keeps the table for the next time.
         progress: called with the number of images read and of all images, from time to time.
+        refuse_nameless: raise for a class without a name, rather than leave its objects out; needed for a cache.
 
     Raises:
         InputError: the split or a file of it is missing, no image is readable, or a class has no name.
     """
+    assert refuse_nameless or cache is None, "the cache is for tables without such objects"
     images, strangers = find_images(config, split)
     json_file = config.annotations.get(split)
     key, file = "", None
     if cache is not None:
-        sources = [json_file] if json_file else [label_path(image) for image in images]
-        key = _fingerprint([*config.names, str(config.root), *strangers], [*images, *sources])
+        texts = images.texts()
+        sources = [str(json_file)] if json_file else map(label_text, texts)
+        key = _fingerprint([*config.names, str(config.root), *map(str, strangers)], itertools.chain(texts, sources))
         file = cache / f"{split}-{_digest([str(config.source.resolve()), str(config.root)])[:16]}.npz"
         if (table := _load(file, key)) is not None:
             return table
-    read = _read_coco if json_file else _read_yolo
-    table = read(config, split, images, strangers, progress)
+    if json_file:
+        table = _read_coco(config, split, images, strangers, progress)
+    else:
+        table = _read_yolo(config, split, images, strangers, progress, refuse_nameless=refuse_nameless)
     if file is not None:
         _save(table, file, key)
     return table
 
 
 def _read_yolo(
-    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+    config: DataConfig,
+    split: str,
+    images: PathList,
+    problems: list[Problem],
+    progress: Progress | None,
+    *,
+    refuse_nameless: bool,
 ) -> Annotations:
-    def read(chunk: Sequence[Path]) -> tuple[list[Path], npt.NDArray[np.int32], list[str], Rows]:
-        sizes, unreadable = image_sizes(chunk)
+    def read(chunk: Sequence[Path]) -> tuple[PathList, npt.NDArray[np.int32], list[Problem], Rows]:
+        sizes, damaged = image_sizes(chunk)
         readable = sizes.min(1) > 0
-        paths = [path for path, kept in zip(chunk, readable, strict=True) if kept]
-        return paths, sizes[readable], unreadable, read_labels(paths, sizes[readable], config.names)
+        paths = PathList(path for path, kept in zip(chunk, readable, strict=True) if kept)
+        rows = read_labels(paths, sizes[readable], config.names, refuse_nameless=refuse_nameless)
+        return paths, sizes[readable], damaged, rows
 
-    paths, sizes, unreadable, rows = zip(*map_chunks(read, images, progress), strict=True)
-    joined = [path for chunk in paths for path in chunk]
+    paths, sizes, damaged, rows = zip(*map_chunks(read, images, progress), strict=True)
+    joined = PathList(path for chunk in paths for path in chunk)
     return _table(
         config,
         split,
@@ -158,36 +189,31 @@ def _read_yolo(
         sizes_wh=np.concatenate(sizes),
         ids=(np.arange(len(joined)), np.arange(config.nc)),
         rows=concatenate(rows, [len(chunk) for chunk in paths]),
-        problems=[*problems, *(line for chunk in unreadable for line in chunk)],
+        problems=[*problems, *(problem for chunk in damaged for problem in chunk)],
     )
 
 
 def _read_coco(
-    config: DataConfig, split: str, images: list[Path], problems: list[str], progress: Progress | None
+    config: DataConfig, split: str, images: PathList, problems: list[Problem], progress: Progress | None
 ) -> Annotations:
-    path = config.annotations[split]
-    content = coco_json.load_coco(path)
-    category_ids, classes, unmatched = coco_json.match_categories(path, content["categories"], config.names)
-    found = coco_json.match_images(path, content["images"], images, [*config.splits[split], config.root])
+    coco = load_coco(config.annotations[split])
+    category_ids, unmatched = coco_json.match_categories(coco, config.names)
+    found = coco_json.match_images(coco, images, [*config.splits[split], config.root])
     chunks = map_chunks(image_sizes, found.paths, progress)
     sizes = np.concatenate([np.zeros((0, 2), np.int32), *(chunk for chunk, _ in chunks)])
     readable = sizes.min(1) > 0
     rows = coco_json.read_boxes(
-        path,
-        content["annotations"],
-        listed=(entry["id"] for entry in content["images"]),
-        kept=found.ids[readable],
-        classes=classes,
+        coco, image_ids=found.ids[readable], sizes_wh=sizes[readable], category_ids=category_ids
     )
-    unreadable = [line for _, lines in chunks for line in lines]
+    damaged = [problem for _, problems_of_chunk in chunks for problem in problems_of_chunk]
     return _table(
         config,
         split,
-        paths=[image for image, kept in zip(found.paths, readable, strict=True) if kept],
+        paths=found.paths.take(readable.nonzero()[0].tolist()),
         sizes_wh=sizes[readable],
         ids=(found.ids[readable], category_ids),
         rows=rows,
-        problems=[*problems, *found.problems, *unreadable, *unmatched, *coco_json.size_problems(found, sizes, path)],
+        problems=[*problems, *found.problems, *damaged, *unmatched, *coco_json.size_problems(found, sizes, coco.path)],
     )
 
 
@@ -195,11 +221,11 @@ def _table(
     config: DataConfig,
     split: str,
     *,
-    paths: list[Path],
+    paths: PathList,
     sizes_wh: npt.NDArray[np.int32],
     ids: tuple[Ints, Ints],
     rows: Rows,
-    problems: list[str],
+    problems: list[Problem],
 ) -> Annotations:
     if not paths:
         reasons = f"; {problems[0]}" if problems else ""
@@ -221,16 +247,16 @@ def _table(
     )
 
 
-def _fingerprint(texts: Iterable[str], files: Iterable[Path]) -> str:
+def _fingerprint(texts: Iterable[str], files: Iterable[str]) -> str:
     """A digest that changes with the texts and with any file's path, size or time."""
-    return _digest([_CACHE_FORMAT, *texts, *map(_state, files)])
+    return _digest(itertools.chain([_CACHE_FORMAT], texts, map(_state, files)))
 
 
-def _state(file: Path) -> str:
+def _state(file: str) -> str:
     try:
-        status = file.stat()
+        status = os.stat(file)  # noqa: PTH116 - a Path for each would double the time of a start with the cache
     except OSError:  # labels that are not there are part of the state
-        return str(file)
+        return file
     return f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
@@ -241,9 +267,12 @@ def _digest(lines: Iterable[str]) -> str:
 def _save(table: Annotations, file: Path, key: str) -> None:
     """Write the cache beside its place and rename it, so that no reader meets half a file."""
     arrays = {field.name: getattr(table, field.name) for field in fields(table)}
-    for name in _TEXTS:
-        text = "\0".join(str(line) for line in arrays[name])
-        arrays[name] = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)
+    texts = {
+        "names": json.dumps(table.names).encode(),
+        "paths": PathList(table.paths).buffer,
+        "problems": json.dumps(table.problems).encode(),
+    }
+    arrays |= {name: np.frombuffer(text, np.uint8) for name, text in texts.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
@@ -263,10 +292,10 @@ def _load(file: Path, key: str) -> Annotations | None:
             if str(arrays["key"]) != key:
                 return None
             values = {field.name: arrays[field.name] for field in fields(Annotations)}
-        for name in _TEXTS:
-            text = values[name].tobytes().decode(errors="surrogateescape")
-            values[name] = text.split("\0") if text else []
-        values["paths"] = [Path(path) for path in values["paths"]]
+        texts = {name: values[name].tobytes() for name in _TEXTS}
+        values["names"] = json.loads(texts["names"])
+        values["paths"] = PathList.from_buffer(texts["paths"])
+        values["problems"] = [Problem(*parts) for parts in json.loads(texts["problems"])]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         LOGGER.warning("%s: the label cache is damaged and is made anew: %s", file, error)
         return None

@@ -95,15 +95,21 @@ def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator, min_v
     return tiles
 
 
-def crop(sample: Sample, low: tuple[int, int], high: tuple[int, int], min_visible: float) -> Sample:
-    """Cut the pixels from `low` (x, y) up to `high` out; boxes of which less than a share shows are dropped."""
+def crop(
+    sample: Sample, low: tuple[int, int], high: tuple[int, int], min_visible: float, *, strict: bool = False
+) -> Sample:
+    """Cut the pixels from `low` (x, y) up to `high` out; boxes of which less than a share shows are dropped.
+
+    Those around an outline, which says what is still there, may show less, unless it is `strict`.
+    """
     shift = np.array(low, np.float32)
     polygons = sample.polygons
     if polygons is not None:
         polygons = replace(polygons, points=polygons.points - shift)
     image = sample.image[low[1] : high[1], low[0] : high[0]]
     # however small they are: the warp that follows may enlarge them
-    return _clip(Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons), 0, min_visible)
+    cut = Sample(image, sample.boxes - np.tile(shift, 2), sample.classes, polygons)
+    return _clip(cut, 0, min_visible, min_visible if strict else MIN_VISIBLE_POLYGON)
 
 
 def random_perspective(
@@ -211,7 +217,9 @@ def carry(points: Floats, matrix: Matrix) -> Floats:
     return (carried[:, :2] / np.maximum(carried[:, 2:], HORIZON)).astype(np.float32)
 
 
-def _clip(sample: Sample, min_side: float, min_visible: float) -> Sample:
+def _clip(
+    sample: Sample, min_side: float, min_visible: float, min_visible_polygon: float = MIN_VISIBLE_POLYGON
+) -> Sample:
     """Cut boxes and outlines at the image's borders and drop the instances of which too little is left."""
     limit = np.array(sample.size_wh * 2, np.float32)
     whole, least, polygons = sample.boxes, np.full(len(sample.boxes), min_visible), sample.polygons
@@ -221,7 +229,7 @@ def _clip(sample: Sample, min_side: float, min_visible: float) -> Sample:
         whole = np.where(outlined[:, None], polygons.bounds_xyxy(), whole)
         polygons = polygons.clip(sample.size_wh)
         visible = np.where(outlined[:, None], np.clip(polygons.bounds_xyxy(), 0, limit), visible)
-        least[outlined] = min(MIN_VISIBLE_POLYGON, min_visible)
+        least[outlined] = min(min_visible_polygon, min_visible)
 
     whole_wh, visible_wh = whole[:, 2:] - whole[:, :2], visible[:, 2:] - visible[:, :2]
     shorter, longer = visible_wh.min(1), visible_wh.max(1)

@@ -6,7 +6,6 @@ What an item looks like depends on its draw (image and seed) alone, not on the w
 import functools
 import hashlib
 import logging
-import math
 import operator
 import os
 import shutil
@@ -40,7 +39,7 @@ from data.augment import (
     random_perspective,
 )
 from data.files import Progress
-from data.images import image_size, read_image
+from data.images import read_header, read_image
 from data.polygons import Polygons
 from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
 from utils.options import InputError
@@ -68,18 +67,24 @@ class Item:
     """One image ready for a batch: uint8 RGB (3, H, W), channels last, and its labels.
 
     `labels` (n, 5) are class, x, y, w, h, in shares of W and H; `geometry` says how the image was letterboxed, and is
-    None when it was augmented.
+    None when it was augmented; `whole` is the image as decoded, BGR (H, W, 3), where tiles are to be cut from it.
     """
 
     image: Tensor
     labels: Tensor
     index: int
     geometry: Letterbox | None
+    whole: Tensor | None = None
 
 
 def letterboxed_item(image: Image, size: int, stride: int) -> Item:
     """Letterbox an image (H, W, 3) that belongs to no data set, as validation does, without labels."""
-    geometry = fit_rectangle((image.shape[1], image.shape[0]), size, stride)
+    item = unlabelled_item(image, fit_rectangle((image.shape[1], image.shape[0]), size, stride))
+    return replace(item, whole=torch.from_numpy(image))
+
+
+def unlabelled_item(image: Image, geometry: Letterbox) -> Item:
+    """Scale and pad an image (H, W, 3), or a window of one, that belongs to no data set as `geometry` says."""
     nothing = Sample(letterbox(image, geometry), np.empty((0, 4), np.float32), np.empty(0, np.int64))
     return _item(nothing, 0, geometry)
 
@@ -115,13 +120,16 @@ class DetectionDataset(Dataset[Item]):
         self.size = size
         self.augmentation = augmentation
         self.rect = rect
-        sizes, self._size_ids = np.unique(annotations.sizes_wh, axis=0, return_inverse=True)
-        self._letterboxes = [  # one for each size that occurs
-            fit_rectangle((width, height), size, stride) if rect else fit((width, height), (size, size))
-            for width, height in sizes.tolist()
-        ]
-        files = _ImageFiles(annotations.paths, self._letterboxes, self._size_ids, exact=augmentation is None)
-        self._images = _cached(files, cache, cache_folder, progress) if cache else files
+        self._stride = stride
+        self._letterboxes = _Letterboxes(annotations.sizes_wh, self._fit)
+        self._files = _ImageFiles(annotations.paths, self._letterboxes, exact=augmentation is None)
+        self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
+
+    def _fit(self, original_wh: tuple[int, int]) -> Letterbox:
+        """How images of a size are scaled and padded."""
+        if self.rect:
+            return fit_rectangle(original_wh, self.size, self._stride)
+        return fit(original_wh, (self.size, self.size))
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -129,8 +137,7 @@ class DetectionDataset(Dataset[Item]):
     @property
     def shapes_wh(self) -> npt.NDArray[np.int64]:
         """Padded width and height of every image, (N, 2)."""
-        shapes = np.array([geometry.padded_wh for geometry in self._letterboxes], np.int64).reshape(-1, 2)
-        return shapes[self._size_ids]
+        return self._letterboxes.sides_wh(lambda geometry: geometry.padded_wh)
 
     @property
     def aspect_ratios(self) -> npt.NDArray[np.float64]:
@@ -161,10 +168,14 @@ class DetectionDataset(Dataset[Item]):
         return _item(_recoloured_and_flipped(sample, rng, self.augmentation), index, None)
 
     def _geometry(self, index: int) -> Letterbox:
-        return self._letterboxes[self._size_ids[index]]
+        return self._letterboxes[index]
 
     def _letterboxed(self, index: int, geometry: Letterbox, read: Read) -> Sample:
         """One image with its boxes, scaled and padded as `geometry` says."""
+        return self._labelled(letterbox(read(index), geometry), index, geometry)
+
+    def _labelled(self, image: Image, index: int, geometry: Letterbox) -> Sample:
+        """Put the image's boxes, scaled and padded as `geometry` says, to its pixels, which are so already."""
         table = self.annotations
         span = table.rows(index)
         kept = np.flatnonzero(~table.crowd[span])
@@ -177,7 +188,7 @@ class DetectionDataset(Dataset[Item]):
             polygons = self._outlines(index).take(kept)
             polygons = replace(polygons, points=(polygons.points * scale + pad).astype(np.float32))
         return Sample(
-            letterbox(read(index), geometry),
+            image,
             np.concatenate((low, high), 1).astype(np.float32),
             table.classes[span][kept],
             polygons,
@@ -236,39 +247,54 @@ def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     return Item(image, torch.from_numpy(labels), index, geometry)
 
 
+class _Letterboxes:
+    """How each image is letterboxed: worked out when asked, since objects for all images would burden each worker."""
+
+    def __init__(self, sizes_wh: npt.NDArray[np.int32], of: Callable[[tuple[int, int]], Letterbox]) -> None:
+        self.sizes_wh = sizes_wh
+        self.of = of  # from an image's size to how it is letterboxed
+
+    def __getitem__(self, index: int) -> Letterbox:
+        width, height = self.sizes_wh[index].tolist()
+        return self.of((width, height))
+
+    def sides_wh(self, choose: Callable[[Letterbox], tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """A width and height of every image, (N, 2), of the pairs that a letterbox has."""
+        sizes, ids = np.unique(self.sizes_wh, axis=0, return_inverse=True)
+        sides = [choose(self.of((width, height))) for width, height in sizes.tolist()]
+        return np.array(sides, np.int64).reshape(-1, 2)[ids]
+
+
 class _ImageFiles:
     """Images read from their files and resized, without padding.
 
     Unless they are to be `exact`, as `detect.py` sees them, JPEGs much larger than needed are decoded at reduced scale.
     """
 
-    def __init__(
-        self, paths: list[Path], letterboxes: list[Letterbox], ids: npt.NDArray[np.int64], *, exact: bool
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], letterboxes: _Letterboxes, *, exact: bool) -> None:
         self.paths = paths
         self.letterboxes = letterboxes
-        self.ids = ids  # of each image's letterbox
         self.exact = exact
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def scaled_wh(self, index: int) -> tuple[int, int]:
-        return self.letterboxes[self.ids[index]].scaled_wh
-
     def read(self, index: int) -> Image:
-        path, scaled_wh = self.paths[index], self.scaled_wh(index)
-        expected = self.letterboxes[self.ids[index]].original_wh
-        reduce = 1 if self.exact else _reduction(expected, scaled_wh)
+        geometry = self.letterboxes[index]
+        reduce = 1 if self.exact else _reduction(geometry.original_wh, geometry.scaled_wh)
+        return resize(self.decode(index, reduce), geometry.scaled_wh)
+
+    def decode(self, index: int, reduce: int = 1) -> Image:
+        """An image as it is in its file, or a JPEG at that part of its sides."""
+        path, expected = self.paths[index], self.letterboxes[index].original_wh
         image = read_image(path, reduce)
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
-            raise InputError(f"{path}: is {image_size(path)} pixels now, was {expected} when the labels were read")
-        return resize(image, scaled_wh)
+            raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
+        return image
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
-        areas = np.array([math.prod(geometry.scaled_wh) for geometry in self.letterboxes], np.int64)
-        return 3 * areas[self.ids]
+        return 3 * self.letterboxes.sides_wh(lambda geometry: geometry.scaled_wh).prod(1)
 
 
 def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
@@ -298,7 +324,7 @@ class _MemoryImages:
         self.pixels[self.starts[index] : self.starts[index + 1]] = self.files.read(index).reshape(-1)
 
     def read(self, index: int) -> Image:
-        width, height = self.files.scaled_wh(index)
+        width, height = self.files.letterboxes[index].scaled_wh
         return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
 
 
@@ -312,7 +338,7 @@ class _DiskImages:
     def read(self, index: int) -> Image:
         target = self._file(index)
         if target.is_file():
-            return np.load(target, allow_pickle=False)
+            return np.load(target, mmap_mode="r", allow_pickle=False)  # of a large one a tile may be all that is read
         image = self.files.read(index)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             np.save(part, image)
@@ -325,7 +351,8 @@ class _DiskImages:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.files.scaled_wh(index)}|{self.files.exact}"
+        scaled_wh, exact = self.files.letterboxes[index].scaled_wh, self.files.exact
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{scaled_wh}|{exact}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 

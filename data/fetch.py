@@ -20,6 +20,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import (
+    BaseHandler,
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
     HTTPRedirectHandler,
@@ -151,7 +152,8 @@ def _attempt(archive: Archive, part: _Part) -> None:
     headers = {"User-Agent": "yolov5-spd", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-    with _explained(archive, part), _opener().open(Request(archive.url, headers=headers), timeout=TIMEOUT) as response:  # noqa: S310
+    opener, request = bare_opener(HTTPSHandler(), _HttpsRedirects()), Request(archive.url, headers=headers)  # noqa: S310
+    with _explained(archive, part), opener.open(request, timeout=TIMEOUT) as response:
         start, total = _place(response, part)
         _check_size(archive, total)
         _check_largest(archive, part, total or 0)
@@ -161,11 +163,10 @@ def _attempt(archive: Archive, part: _Part) -> None:
         _copy(archive, response, part, start, total)
 
 
-def _opener() -> OpenerDirector:
-    """An opener that knows https alone: no other scheme has a handler, whatever an address or a redirect says."""
+def bare_opener(*handlers: BaseHandler) -> OpenerDirector:
+    """An opener for the schemes of these handlers: no other has one, whatever an address or a redirect says."""
     opener = OpenerDirector()
-    redirects, errors = _HttpsRedirects(), (HTTPDefaultErrorHandler(), HTTPErrorProcessor())
-    for handler in (ProxyHandler(), UnknownHandler(), HTTPSHandler(), redirects, *errors):
+    for handler in (ProxyHandler(), UnknownHandler(), HTTPDefaultErrorHandler(), HTTPErrorProcessor(), *handlers):
         opener.add_handler(handler)
     return opener
 

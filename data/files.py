@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data.config import DataConfig, require_split
-from data.images import SUFFIXES, image_size, is_image
+from data.images import SUFFIXES, is_image, read_header
+from data.path_list import PathList
+from data.problems import Problem
 from utils.options import InputError
 
 Progress = Callable[[int, int], object]  # called with the files done and their total
@@ -20,18 +22,18 @@ _CHUNK = 256  # files a thread takes at a time
 _THREADS = 2  # one waits for the disk while Python works in the other; more are slower
 
 
-def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[str]]:
-    """List a split's image files, sorted and each once, and a line about each entry of its lists that is none.
+def find_images(config: DataConfig, split: str) -> tuple[PathList, list[Problem]]:
+    """List a split's image files, sorted and each once, and the entries of its lists that are no images.
 
     Raises:
         InputError: the split's folders or lists are missing, or hold no image.
     """
     entries = require_split(config, split)
     found: set[str] = set()
-    problems = [config.notes[split]] if split in config.notes else []
+    problems = [Problem("no-json", str(config.source), config.notes[split])] if split in config.notes else []
     for entry in entries:
         if entry.is_dir():
-            found.update(_walk(str(entry)))
+            found.update(walk(str(entry), is_image))
         else:
             images, strangers = _read_list(entry, config.root)
             found.update(images)
@@ -39,38 +41,57 @@ def find_images(config: DataConfig, split: str) -> tuple[list[Path], list[str]]:
     if not found:
         looked = ", ".join(str(entry) for entry in entries)
         raise InputError(f"{config.source}: {split}: no images ({' '.join(sorted(SUFFIXES))}) found in {looked}")
-    return [Path(image) for image in sorted(found)], problems
+    return PathList(sorted(found)), problems
 
 
 def label_path(image: Path) -> Path:
     """Where YOLO keeps an image's labels: below labels/ in place of the path's last images/, else beside the image."""
-    head, images, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(label_text(str(image)))
+
+
+def label_text(image: str) -> str:
+    """`label_path` of a path's text, for many images at once."""
+    head, images, tail = image.rpartition(f"{os.sep}images{os.sep}")
     stem = tail.rpartition(".")[0]
-    return Path(f"{head}{os.sep}labels{os.sep}{stem}.txt" if images else f"{stem}.txt")
+    return f"{head}{os.sep}labels{os.sep}{stem}.txt" if images else f"{stem}.txt"
 
 
-def image_sizes(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[str]]:
-    """Sizes (N, 2) of image files, 0 for those that cannot be read, and a line about each of these."""
-    problems: list[str] = []
+def image_sizes(paths: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[Problem]]:
+    """Sizes (N, 2) of image files, 0 for those that cannot be read, and what is wrong with files."""
+    problems: list[Problem] = []
 
     def size(path: Path) -> tuple[int, int]:
         try:
-            return image_size(path)
+            width, height, is_whole = read_header(path)
         except InputError as error:
-            problems.append(str(error))
-        return 0, 0
+            problems.append(unreadable(path, error))
+            return 0, 0
+        if not is_whole:
+            what = "the end of the file is missing; what there is of the image is used"
+            problems.append(Problem("image-truncated", str(path), what))
+        return width, height
 
     return np.array([size(path) for path in paths], np.int32).reshape(-1, 2), problems
 
 
+def unreadable(path: Path, error: InputError) -> Problem:
+    """What the decoder says of an image that it cannot read."""
+    return Problem("image-unreadable", str(path), str(error).removeprefix(f"{path}: "))
+
+
 def map_chunks(
-    function: Callable[[Sequence[Path]], R], paths: Sequence[Path], progress: Progress | None = None
+    function: Callable[[Sequence[Path]], R],
+    paths: Sequence[Path],
+    progress: Progress | None = None,
+    *,
+    threads: int = _THREADS,
+    size: int = _CHUNK,
 ) -> list[R]:
-    """Call `function` on runs of `paths` in a few threads; results in order, the first error ends it."""
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    """Call `function` on runs of `size` paths in a few threads; results in order, the first error ends it."""
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     results: list[R] = []
     done = 0
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for chunk, result in zip(chunks, pool.map(function, chunks), strict=True):
             results.append(result)
             done += len(chunk)
@@ -79,8 +100,8 @@ def map_chunks(
     return results
 
 
-def _walk(top: str) -> Iterator[str]:
-    """Image files below a folder; links to folders are followed, hidden files are not images."""
+def walk(top: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Files below a folder whose names are `wanted`; links to folders are followed."""
     visited: set[str] = set()
     for folder, below, files in os.walk(top, followlinks=True):
         real = os.path.realpath(folder)
@@ -88,11 +109,11 @@ def _walk(top: str) -> Iterator[str]:
             below.clear()
             continue
         visited.add(real)
-        yield from (f"{folder}{os.sep}{name}" for name in files if is_image(name))
+        yield from (f"{folder}{os.sep}{name}" for name in files if wanted(name))
 
 
-def _read_list(file: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Images named in a .txt list, one a line, and a line about each entry that is none."""
+def _read_list(file: Path, root: Path) -> tuple[list[str], list[Problem]]:
+    """Images named in a .txt list, one a line, and the entries that are none."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -103,5 +124,5 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[str]]:
         if is_image(name):
             images.append(str((file.parent if name.startswith("./") else root) / name))
         elif name:
-            problems.append(f"{file}:{number}: not the name of an image: {name[:80]}")
+            problems.append(Problem("list-entry", str(file), f"not the name of an image: {name[:80]}", number))
     return images, problems

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +72,7 @@ class Source(ABC):
     def stop(self) -> None:  # noqa: B027 (files need not be stopped: their frames do not keep anybody waiting)
         """End the iteration soon; may be called from any thread."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Source":
         return self
 
     def __exit__(

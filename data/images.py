@@ -1,8 +1,11 @@
 """Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
 
-import logging
+import contextlib
 import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from utils.options import InputError
 
-LOGGER = logging.getLogger(__name__)
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow reads no more than headers here
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
 
 _ORIENTATION = 274  # EXIF's and TIFF's tag
@@ -32,6 +35,17 @@ def is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
 
 
+@contextlib.contextmanager
+def quiet_decoder() -> Iterator[None]:
+    """Keep OpenCV from printing, without a file's name, what `read_image` raises."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
 def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:
     """Decode an image file into (H, W, 3) uint8 BGR, turned as its EXIF says; any file name will do.
 
@@ -45,46 +59,75 @@ def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:
         encoded = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode_image(encoded, str(path), reduce)
+
+
+def decode_image(encoded: npt.NDArray[np.uint8], source: str, reduce: int = 1) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of an image file as `read_image` does; `source` is what messages call them.
+
+    Raises:
+        InputError: they are no image.
+    """
     jpeg = encoded[:2].tobytes() == _JPEG_START
     mode = _DECODING[reduce if jpeg else 1]
-    image = _decode(path, encoded, mode)
+    image = _decode(encoded, mode, source)
     if image is None and jpeg:
-        image = _decode(path, np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode)
+        image = _decode(np.append(encoded, np.frombuffer(_JPEG_END, np.uint8)), mode, source)
     if image is None:
-        raise InputError(f"{path}: not an image that OpenCV can decode")
+        raise InputError(f"{source}: not an image that OpenCV can decode")
     return image
 
 
-def _decode(path: Path, encoded: npt.NDArray[np.uint8], mode: int) -> npt.NDArray[np.uint8] | None:
+def _decode(encoded: npt.NDArray[np.uint8], mode: int, source: str) -> npt.NDArray[np.uint8] | None:
     if not encoded.size:
         return None
     try:
         return cv2.imdecode(encoded, mode)  # type: ignore[return-value]
     except cv2.error as error:
-        raise InputError(f"{path}: cannot be decoded: {' '.join(str(error.err).split())}") from error
+        if "CV_IO_MAX_IMAGE" in str(error.err):
+            raise InputError(
+                f"{source}: has more pixels than OpenCV decodes; set OPENCV_IO_MAX_IMAGE_PIXELS to allow more than 2^30"
+            ) from error
+        raise InputError(f"{source}: cannot be decoded: {' '.join(str(error.err).split())}") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as `read_image` gives them, from the header; a file without its end is decoded.
+def swap_red_and_blue(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turn BGR (H, W, 3), as OpenCV has it, into RGB or back."""
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+class Header(NamedTuple):
+    """Pixels of an image as `read_image` gives it, and whether the file has its end."""
+
+    width: int
+    height: int
+    is_whole: bool
+
+
+def read_header(path: Path) -> Header:
+    """Read an image's size from its header alone; only a file without its end is decoded.
 
     Raises:
         InputError: there is no such file, or it is no image.
     """
     try:
         with Image.open(path) as image:
-            orientation = _orientation(image)
+            turned = 5 <= orientation(image) <= 8
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is turned already, in new Pillows only
                 width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
             else:
                 width, height = image.size
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow will not even tell the size of what is so large
+        height, width = read_image(path).shape[:2]
+        return Header(width, height, _is_whole(path))
+    except OSError as error:
         raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
-    if not _is_whole(path):
+    is_whole = _is_whole(path)
+    if not is_whole:
         read_image(path)
-        LOGGER.warning("%s: the end of the file is missing; what there is of the image is used", path)
-    return (height, width) if 5 <= orientation <= 8 else (width, height)
+    return Header(height, width, is_whole) if turned else Header(width, height, is_whole)
 
 
 def _is_whole(path: Path) -> bool:
@@ -98,7 +141,7 @@ def _is_whole(path: Path) -> bool:
         return end in file.read()
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 if there is none; what the header does not hold is not looked for."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2.get(_ORIENTATION, 1))

@@ -3,13 +3,14 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import gc
 import itertools
 import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from data.dataset import DetectionDataset, Draw, Item
 from data.rows import Floats, Ints
@@ -36,13 +37,15 @@ class Batch:
     """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; boxes (M, 6) of all of them.
 
     A box is image in batch, class, x, y, w, h, in shares of W and H. `indices` are the images' places in the
-    annotations; `geometries` say how they were letterboxed, None for augmented ones.
+    annotations; `geometries` say how they were letterboxed, None for augmented ones; `wholes` are the images as they
+    are, uint8 BGR (H, W, 3), for those that carry them.
     """
 
     images: Tensor
     boxes: Tensor
     indices: list[int]
     geometries: list[Letterbox | None]
+    wholes: list[Tensor | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,10 +70,11 @@ def collate(items: list[Item]) -> Batch:
     counts = torch.tensor([len(item.labels) for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items), dtype=torch.float32), counts)
     return Batch(
-        images=torch.stack([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),
+        images=default_collate([item.image.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2),  # in shared memory
         boxes=torch.cat((owners[:, None], torch.cat([item.labels for item in items])), 1),
         indices=[item.index for item in items],
         geometries=[item.geometry for item in items],
+        wholes=[item.whole for item in items],
     )
 
 
@@ -136,7 +140,7 @@ class ShapeSampler(Sampler[list[Draw]]):
         So a batch of mosaics reads little more than its own images, not four times as many.
         """
         further = min(PARTNERS, 4 * len(images)) - len(images) if self.shuffle else 0
-        return (*images.tolist(), *self._draw(max(further, 0), rng).tolist())
+        return (*images.tolist(), *(self._draw(further, rng).tolist() if further > 0 else ()))
 
 
 class Loader(DataLoader[Item]):
@@ -203,7 +207,11 @@ def _cores() -> int:
 
 
 def _start_worker(_worker: Any) -> None:
-    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it."""
+    """Keep each worker to one thread, since they share the cores, and leave it to the main process to end it.
+
+    What it has in common with the main process is kept from the garbage collector, which would copy it by its marks.
+    """
+    gc.freeze()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for signum in (signal.SIGINT, signal.SIGTERM):  # which a terminal or a cluster sends to all processes of a run

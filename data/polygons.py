@@ -5,11 +5,12 @@ Flat arrays let a whole mosaic's outlines be moved, clipped and bounded without 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.rows import Ints, offsets, ranges
+from data.rows import Ints, blocks, offsets, ranges
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,3 +82,31 @@ class Polygons:
         owners = np.repeat(np.arange(len(self)), self.lengths)
         lengths = np.bincount(owners, written.sum(1), minlength=len(self)).astype(np.int64)
         return Polygons(np.stack((self.points, meeting), 1)[written].astype(np.float32), lengths)
+
+
+def without_area(points: npt.NDArray[np.floating[Any]], lengths: Ints) -> npt.NDArray[np.bool_]:
+    """Whether polygons, `lengths` (n) of the points (P, 2) each, enclose less than a millionth of their boxes.
+
+    An instance without points is not flat.
+    """
+    found = np.zeros(len(lengths), np.bool_)
+    bounds = offsets(lengths)
+    for part in blocks(len(lengths)):
+        filled = lengths[part] > 0
+        if filled.any():
+            areas, boxes = _areas(points[bounds[part.start] : bounds[part.stop]], lengths[part][filled])
+            found[part][filled] = areas <= 1e-6 * boxes
+    return found
+
+
+def _areas(
+    points: npt.NDArray[np.floating[Any]], lengths: Ints
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floating[Any]]]:
+    """Areas (n) enclosed by polygons, none of them without points, and areas of their boxes."""
+    starts = offsets(lengths)
+    low, high = np.minimum.reduceat(points, starts[:-1]), np.maximum.reduceat(points, starts[:-1])
+    near = (points - low.repeat(lengths, axis=0)).astype(np.float64)  # so that differences keep their digits
+    following = np.roll(near, -1, axis=0)
+    following[starts[1:] - 1] = near[starts[:-1]]
+    crosses = near[:, 0] * following[:, 1] - near[:, 1] * following[:, 0]
+    return np.abs(np.add.reduceat(crosses, starts[:-1])) / 2, (high - low).prod(1)

@@ -1,13 +1,18 @@
 """Boxes in flat arrays as the label readers hand them over, and the index arithmetic of ragged arrays."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data.problems import Problem
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+_BLOCK = 1 << 14  # runs that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Rows:
         crowd: (M,) true for a region of many objects.
         points: (P, 2) polygon points in pixels, those of a box together, in the order of the boxes.
         point_counts: (M,) points of each box, 0 without a polygon.
-        problems: a line "file:line: what" for each row left out.
+        problems: of the rows left out or in doubt.
     """
 
     images: Ints
@@ -32,22 +37,7 @@ class Rows:
     crowd: npt.NDArray[np.bool_]
     points: npt.NDArray[np.float32]
     point_counts: Ints
-    problems: list[str]
-
-    def by_image(self) -> "Rows":
-        """The same boxes, those of an image together; their order within an image stays."""
-        order = self.images.argsort(kind="stable")
-        picked = ranges(offsets(self.point_counts)[order], self.point_counts[order])
-        return replace(
-            self,
-            images=self.images[order],
-            classes=self.classes[order],
-            boxes=self.boxes[order],
-            areas=self.areas[order],
-            crowd=self.crowd[order],
-            points=self.points[picked],
-            point_counts=self.point_counts[order],
-        )
+    problems: list[Problem]
 
 
 def concatenate(parts: Sequence[Rows], image_counts: Sequence[int]) -> Rows:
@@ -75,3 +65,26 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
     ends = np.cumsum(counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts[: len(counts)] - (ends - counts), counts)
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Cut `count` runs into parts whose elements can be worked on at once without taking much memory."""
+    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+
+
+def gather(values: npt.NDArray[Any], starts: Ints, counts: Ints) -> npt.NDArray[Any]:
+    """Join the runs `values[starts[i] : starts[i] + counts[i]]`, without an index as large as all of them."""
+    joined = np.empty((counts.sum(), *values.shape[1:]), values.dtype)
+    bounds = offsets(counts)
+    for part in blocks(len(counts)):
+        joined[bounds[part.start] : bounds[part.stop]] = values[ranges(starts[part], counts[part])]
+    return joined
+
+
+def repeated(keys: Floats, sound: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether a sound row (M, K) equals a sound one before it."""
+    candidates = sound.nonzero()[0]
+    _, first = np.unique(keys[candidates], axis=0, return_index=True)
+    again = sound.copy()
+    again[candidates[first]] = False
+    return again

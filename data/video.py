@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import cv2
 import numpy as np
@@ -114,7 +113,7 @@ class VideoWriter:
         """Finish the file."""
         self._writer.release()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(

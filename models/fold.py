@@ -39,7 +39,8 @@ def fuse(model: Model) -> Model:
 def fold(model: Model, *, frozen: bool = False) -> Model:
     """Let a model run its convolutions over space-to-depth in one step; returns the model itself.
 
-    With `frozen`, for a fused model whose weights will not change any more, the new layouts are made once, and 1x1
+    In training, batch normalisation and the SiLU behind it become one step, too, which keeps one map less. With
+    `frozen`, for a fused model whose weights will not change any more, the new layouts are made once, and 1x1
     convolutions over the same space-to-depth become one.
     """
     graph = _trace(model)
@@ -55,11 +56,26 @@ def fold(model: Model, *, frozen: bool = False) -> Model:
             modules[node.target] = FoldedConv(conv, scales, frozen=frozen)
     if frozen:
         _join_siblings(graph, modules)
+    else:
+        _join_activations(graph, modules)
     for node in reversed(list(graph.nodes)):  # only what folding has left without a use; a row of the YAML stays
         if not node.users and (_joins_channels(node) or isinstance(modules.get(str(node.target)), SPD)):
             graph.erase_node(node)
     model.folded = (fx.GraphModule(modules, graph),)
     return model
+
+
+def _join_activations(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let each batch normalisation run with the SiLU behind it."""
+    for node in list(graph.nodes):
+        norm, follower = modules.get(str(node.target)), next(iter(node.users), None)
+        activation = modules.get(str(follower.target)) if follower is not None and len(node.users) == 1 else None
+        if type(norm) is nn.BatchNorm2d and isinstance(activation, nn.SiLU) and norm.momentum is not None:
+            assert follower is not None
+            node.target = f"{node.target}.activated"
+            modules[node.target] = ActivatedNorm(norm)
+            follower.replace_all_uses_with(node)
+            graph.erase_node(follower)
 
 
 def _join_siblings(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
@@ -152,6 +168,52 @@ class FoldedConv(nn.Module):
         return [
             depth_to_kernel(part, scale) if scale > 1 else part for part, scale in zip(parts, self.scales, strict=True)
         ]
+
+
+class ActivatedNorm(nn.Module):
+    """Batch normalisation and SiLU that keep, for the gradient, the map they are given and not the one between them.
+
+    That one is cheap to make again. A convolution, its normalisation and its activation then hold two maps, not three.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        """Share the parameters and statistics of `norm`."""
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        norm = self.norm
+        if not norm.training:
+            return F.silu(norm(x))
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        return _NormAndSiLU.apply(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
+        )
+
+
+class _NormAndSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *statistics: Any) -> Tensor:
+        mean, variance, momentum, eps = statistics
+        y, *batch = torch.native_batch_norm(x, weight, bias, mean, variance, True, momentum, eps)
+        ctx.save_for_backward(x, weight, bias, *batch)
+        ctx.eps = eps
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, inverse_deviation = ctx.saved_tensors
+        scale = weight * inverse_deviation
+        shift = bias - mean * scale
+        y = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
+        gradient = torch.ops.aten.silu_backward(gradient, y)
+        wanted = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, inverse_deviation, True, ctx.eps, wanted
+        )
+        return (*gradients, None, None, None, None)
 
 
 class _Tracer(fx.Tracer):

@@ -1,14 +1,19 @@
 """What the tests share: the figures measured on the authors' code and on upstream YOLOv5."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from data.annotations import Annotations
+from models.yolo import load_model
+from utils.checkpoint import save_checkpoint
 from utils.options import ROOT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,6 +69,25 @@ def tiny_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def random_checkpoint(tiny_cfg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny model that has learnt nothing, and finds its three classes everywhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_model(tiny_cfg, names=["disc", "cross", "star"])
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of these images, so that no signal fades
+        with torch.no_grad():
+            model(torch.rand(2, 3, 96, 96))
+            for convolution in model.head.m:
+                convolution.weight.mul_(0.3)
+                convolution.bias.zero_()
+    path = tmp_path_factory.mktemp("random") / "random.pt"
+    save_checkpoint(path, {"config": model.config, "names": model.names, "model": model.state_dict()})
+    return path
+
+
+@pytest.fixture(scope="session")
 def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has learnt `squares` by heart: SPD-n, 128 px."""
     import train
@@ -88,3 +112,40 @@ def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="squares",
     )
     return next(tmp_path_factory.getbasetemp().glob("runs*/squares"))
+
+
+@pytest.fixture
+def make_annotations(tmp_path) -> Callable[..., Annotations]:
+    """A function that writes images and makes their table, by hand."""
+
+    def make(
+        images: Sequence[np.ndarray],
+        boxes_xyxy: Sequence[np.ndarray],
+        classes: Sequence[Sequence[int]],
+        *,
+        crowd: Sequence[bool] | None = None,
+        polygons: Sequence[np.ndarray] | None = None,
+    ) -> Annotations:
+        paths = [Path(tmp_path) / f"picture {number:03}.png" for number in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            assert cv2.imwrite(str(path), image)
+        xyxy = np.concatenate([np.asarray(boxes, float).reshape(-1, 4) for boxes in boxes_xyxy])
+        wh = xyxy[:, 2:] - xyxy[:, :2]
+        lengths = [len(points) for points in polygons] if polygons else [0] * len(xyxy)
+        return Annotations(
+            names=[str(number) for number in range(8)],
+            paths=paths,
+            sizes_wh=np.array([image.shape[1::-1] for image in images], np.int32),
+            image_ids=np.arange(len(images)),
+            category_ids=np.arange(8),
+            starts=np.cumsum([0, *(len(boxes) for boxes in boxes_xyxy)]),
+            classes=np.concatenate([np.asarray(group, np.int64) for group in classes]),
+            boxes=np.concatenate((xyxy[:, :2], wh), 1),
+            areas=wh.prod(1),
+            crowd=np.zeros(len(xyxy), bool) if crowd is None else np.array(crowd),
+            polygons=np.concatenate(polygons).astype(np.float32) if polygons else np.zeros((0, 2), np.float32),
+            polygon_starts=np.cumsum([0, *lengths]),
+            problems=[],
+        )
+
+    return make

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import Annotations
+from data.rows import Floats
 from models.yolo import Model
 from utils.anchors import fit_anchors
 from utils.hyp import AUTO, Hyp
@@ -19,10 +20,8 @@ BACKBONE = "backbone"
 MOST_CLASS_WEIGHT = 10.0
 
 
-def fit_model_anchors(model: Model, table: Annotations, size: int, anchor_t: float, *, always: bool = False) -> None:
-    """Fit a model's anchors to the boxes' sizes in training images of `size` px, and say how they fit."""
-    scales = size / table.sizes_wh.max(1)
-    boxes = (table.boxes[:, 2:] * np.repeat(scales, table.counts)[:, None])[~table.crowd]
+def fit_model_anchors(model: Model, boxes: Floats, anchor_t: float, *, always: bool = False) -> None:
+    """Fit a model's anchors to the boxes' sizes (M, 2) as the model sees them in training, and say how they fit."""
     given = model.head.anchors_in_pixels().cpu().double().numpy()
     fitted, before, after = fit_anchors(boxes[(boxes > 0).all(1)], given, anchor_t, always=always)
     if fitted is given:
@@ -45,7 +44,7 @@ def freeze(model: Model, wanted: Sequence[str]) -> None:
     except ValueError:
         raise InputError(f"--freeze {' '.join(wanted)}: expected row numbers, or {BACKBONE}") from None
     rows = range(numbers[0]) if len(numbers) == 1 else numbers
-    if any(not 0 <= row < count for row in rows) or len(set(rows)) == count:
+    if min(numbers) < 0 or any(row >= count for row in rows) or len(set(rows)) == count:
         raise InputError(
             f"--freeze {' '.join(wanted)}: the model has rows 0 to {count - 1}, and one must be left to learn"
         )

@@ -6,7 +6,7 @@ divided by the image's size. `_wh` is (width, height).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -83,12 +83,12 @@ def nms(
     # a GPU does all images at once; elsewhere, where every pair of boxes costs, they go one after the other
     spans = [len(found)] if found.is_cuda else torch.bincount(owners, minlength=len(lengths)).tolist()
     kept, kept_owners = [], []
-    for part, owner in zip(found.split(spans), owners.split(spans), strict=True):
+    for part, owner in zip(torch.split(found, spans), torch.split(owners, spans), strict=True):
         places = _suppress(part, owner, iou, agnostic, max_det)
         kept.append(part[places])
         kept_owners.append(owner[places])
     counts = torch.bincount(torch.cat(kept_owners), minlength=len(lengths)).tolist()
-    return list(torch.cat(kept).split(counts))
+    return list(torch.split(torch.cat(kept), counts))
 
 
 def _candidates(
@@ -130,9 +130,7 @@ def _suppress(found: Tensor, owners: Tensor, iou: float, agnostic: bool, max_det
     groups = owners - owners[0]
     if not agnostic:
         groups = groups * (found[:, 5].max() + 1) + found[:, 5]
-    # an offset of groups times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
-    boxes = found[:, :4].to(torch.float32 if found.device.type == "mps" else torch.float64)
-    boxes = boxes + groups[:, None].to(boxes) * (boxes.max() - boxes.min() + 1)
+    boxes = apart(found[:, :4], groups)
     rank, candidates = _rank(owners), torch.bincount(owners)
     look = FIRST_LOOK
     while True:
@@ -144,6 +142,19 @@ def _suppress(found: Tensor, owners: Tensor, iou: float, agnostic: bool, max_det
         look *= 4
 
 
+def suppress(found: Tensor, *, iou: float, agnostic: bool, max_det: int) -> Tensor:
+    """Greedy suppression of an image's detections (n, 6), given and returned the most confident first."""
+    owners = torch.zeros(len(found), dtype=torch.int64, device=found.device)
+    return found[_suppress(found, owners, iou, agnostic, max_det)]
+
+
+def apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Move boxes (n, 4) so far apart that only those of one group (n) can overlap."""
+    # an offset of groups times the image's size costs float32 its sub-pixels; Apple's GPUs have nothing finer
+    fine = boxes.to(torch.float32 if boxes.device.type == "mps" else torch.float64)
+    return fine + groups[:, None].to(fine) * (fine.max() - fine.min() + 1) if len(fine) else fine
+
+
 def _rank(owners: Tensor) -> Tensor:
     """The place of each row among those of its image, given each row's image (n), in order."""
     return torch.arange(len(owners), device=owners.device) - torch.searchsorted(owners, owners)
@@ -153,13 +164,15 @@ def _rank(owners: Tensor) -> Tensor:
 class Letterbox:
     """How an image was fitted into another size: scaled by `scale_wh`, then padded by `pad_wh` on the left and top.
 
-    Everything in pixels: original size, size after scaling, and size after padding.
+    Everything in pixels: original size, size after scaling, and size after padding. If only a window of a larger image
+    was fitted, a tile, it begins at `corner_xy` there and `original_wh` is its size.
     """
 
     original_wh: tuple[int, int]
     scaled_wh: tuple[int, int]
     pad_wh: tuple[int, int]
     padded_wh: tuple[int, int]
+    corner_xy: tuple[int, int] = (0, 0)
 
     @property
     def scale_wh(self) -> tuple[float, float]:
@@ -191,6 +204,13 @@ def fit_rectangle(original_wh: tuple[int, int], size: int, stride: int) -> Lette
     """Scale an image's longer side to `size` and pad it to its own `rectangle`."""
     scaled_wh = _scaled(original_wh, size / max(original_wh))
     return _centred(original_wh, scaled_wh, rectangle(original_wh, size, stride))
+
+
+def fit_window(corner_xy: tuple[int, int], window_wh: tuple[int, int], scale: float, stride: int) -> Letterbox:
+    """Scale a window of an image, and pad it to multiples of the stride."""
+    scaled_wh = _scaled(window_wh, scale)
+    width, height = (-(-side // stride) * stride for side in scaled_wh)
+    return replace(_centred(window_wh, scaled_wh, (width, height)), corner_xy=corner_xy)
 
 
 def _scaled(original_wh: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -225,9 +245,17 @@ def letterbox(image: npt.NDArray[np.uint8], geometry: Letterbox) -> npt.NDArray[
 
 
 def unletterbox(xyxy: Tensor, geometry: Letterbox) -> Tensor:
-    """Carry boxes (N, 4) from the letterboxed image back to the original's pixels, clipped to it."""
-    scale, pad = (
-        torch.tensor(pair * 2, dtype=xyxy.dtype, device=xyxy.device) for pair in (geometry.scale_wh, geometry.pad_wh)
+    """Carry boxes (N, 4) from the letterboxed image back to the original's pixels, clipped to what was fitted of it."""
+    scale, pad, corner, limit = (
+        xyxy.new_tensor(pair * 2)
+        for pair in (geometry.scale_wh, geometry.pad_wh, geometry.corner_xy, geometry.original_wh)
     )
-    limit = torch.tensor(geometry.original_wh * 2, dtype=xyxy.dtype, device=xyxy.device)
-    return ((xyxy - pad) / scale).clamp(min=0).minimum(limit)
+    return ((xyxy - pad) / scale).clamp(min=0).minimum(limit) + corner
+
+
+def to_letterbox(xyxy: Tensor, geometry: Letterbox) -> Tensor:
+    """Carry boxes (N, 4) from the original's pixels to the letterboxed image, the inverse of `unletterbox`."""
+    scale, pad, corner = (
+        xyxy.new_tensor(pair * 2) for pair in (geometry.scale_wh, geometry.pad_wh, geometry.corner_xy)
+    )
+    return (xyxy - corner) * scale + pad

@@ -5,6 +5,7 @@ anywhere; here it is read by the stricter `utils.archive`, which also opens YOLO
 """
 
 import contextlib
+import math
 import os
 import random
 from collections import Counter
@@ -24,7 +25,9 @@ from utils.options import InputError
 FORMAT = "yolov5-spd/1"
 # updates: how many the EMA has seen; place: in the run; data: fingerprints of the splits
 _TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "data")
+_LATER = {"scale"}  # keys that older checkpoints of this format lack
 KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
+KEYS |= _LATER
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,21 @@ def read_weights(path: Path) -> Weights:
     return Weights(ours["config"], ours["names"], state, path)
 
 
+def training_scale(path: Path) -> float:
+    """Read how many pixels a network was shown for a pixel of its training images.
+
+    Raises:
+        InputError: the file does not tell.
+    """
+    content = read_archive(path, inert=INERT)
+    scale = _ours(content, path)["scale"] if isinstance(content, dict) and "format" in content else None
+    if not isinstance(scale, float) or not 0 < scale < math.inf:
+        raise InputError(
+            f"{path}: does not tell at what scale it was trained, as --tile auto needs; give pixels instead"
+        )
+    return scale
+
+
 def _ours(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         other = isinstance(content, dict) and type(content.get("format")) is str
@@ -174,7 +192,7 @@ def _ours(content: Any, path: Path) -> dict[str, Any]:
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
     """Return plain `content` when its keys and the types of what every reader needs are right."""
-    if content.keys() != KEYS:
+    if content.keys() | _LATER != KEYS:
         odd = ", ".join(f"{key!r:.40}" for key in sorted(content.keys() ^ KEYS, key=str)[:3])
         raise ContentError(f"keys missing or unknown: {odd}")
     if not isinstance(content["config"], dict) or not _all_text(content["names"]):
@@ -184,7 +202,7 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
         raise ContentError("expected model or ema as a dict of tensors by name")
     if type(content["epoch"]) not in (int, type(None)):
         raise ContentError("expected epoch as a whole number")
-    return content
+    return dict.fromkeys(sorted(_LATER)) | content
 
 
 def _all_text(value: Any) -> bool:

@@ -1,56 +1,71 @@
-"""COCO's evaluation for any data set: collected detections, the metrics, and the json files of the official tools.
+"""COCO's evaluation for any data set: collected detections and the metrics.
 
-The figures are those of pycocotools, computed by faster-coco-eval; `official` asks pycocotools itself.
+The figures are those of pycocotools, computed by faster-coco-eval; `utils/official.py` asks pycocotools itself.
 """
 
 import contextlib
-import dataclasses
 import gc
-import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.coco
-import pycocotools.cocoeval
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
+from utils.areas import COCO_BANDS, Bands
 from utils.curves import (
+    MAX_DETECTIONS,
     Curves,
     DetectionTable,
     Floats,
     Ints,
     Mask,
+    Matches,
     TruthTable,
     confidence_curves,
     count_confusions,
     match,
 )
 
-# name: (array of COCO's evaluation, IoU thresholds, area band, detections per image)
 _EVERY, _IOU_50, _IOU_75 = slice(None), slice(0, 1), slice(5, 6)
-_FIGURES: dict[str, tuple[str, slice, int, int]] = {
-    "AP": ("precision", _EVERY, 0, 2),
-    "AP50": ("precision", _IOU_50, 0, 2),
-    "AP75": ("precision", _IOU_75, 0, 2),
-    "AP_S": ("precision", _EVERY, 1, 2),
-    "AP_M": ("precision", _EVERY, 2, 2),
-    "AP_L": ("precision", _EVERY, 3, 2),
-    "AR1": ("recall", _EVERY, 0, 0),
-    "AR10": ("recall", _EVERY, 0, 1),
-    "AR100": ("recall", _EVERY, 0, 2),
-    "AR_S": ("recall", _EVERY, 1, 2),
-    "AR_M": ("recall", _EVERY, 2, 2),
-    "AR_L": ("recall", _EVERY, 3, 2),
-}
-COCO_FIGURES = tuple(_FIGURES)  # in pycocotools' order
-FIGURES = ("P", "R", *COCO_FIGURES)
+_LIMITS = (1, 10, MAX_DETECTIONS)  # detections of an image and class that count
+_USUAL_LIMIT = _LIMITS.index(MAX_DETECTIONS)
+_WIDEST = 1e5  # pixels; COCO's greatest side
+
+
+class _Figure(NamedTuple):
+    """Where a figure is in the arrays of COCO's evaluation; band 0 is that of all sizes."""
+
+    array: str
+    ious: slice = _EVERY
+    band: int = 0
+    limit: int = _USUAL_LIMIT
+
+
+def _figures(bands: Bands, max_det: int) -> dict[str, _Figure]:
+    """The figures in pycocotools' order, with the recall at `max_det` among them where that is beyond COCO's limit."""
+    numbers = list(enumerate(bands, 1))
+    limits = _limits(max_det)
+    return {
+        "AP": _Figure("precision"),
+        "AP50": _Figure("precision", _IOU_50),
+        "AP75": _Figure("precision", _IOU_75),
+        **{f"AP_{name}": _Figure("precision", band=number) for number, name in numbers},
+        **{f"AR{most}": _Figure("recall", limit=number) for number, most in enumerate(limits)},
+        **{f"AR_{name}": _Figure("recall", band=number) for number, name in numbers},
+    }
+
+
+def _limits(max_det: int) -> tuple[int, ...]:
+    return (*_LIMITS, max_det) if max_det > MAX_DETECTIONS else _LIMITS
+
+
+COCO_FIGURES = tuple(_figures(COCO_BANDS, MAX_DETECTIONS))  # the 12, in pycocotools' order
+FIGURES = ("P", "R", "F1", *COCO_FIGURES)
 
 
 class GroundTruth(Protocol):
@@ -137,25 +152,29 @@ class ClassMetrics:
     name: str
     images: int
     labels: int
-    P: float
-    R: float
-    AP50: float
-    AP75: float
-    AP: float
-    AP_S: float
-    AP_M: float
-    AP_L: float
-    AR100: float
+    figures: dict[str, float]  # P R F1 AP50 AP75 AP, one for each band, AR100
+
+    def row(self) -> dict[str, Any]:
+        """All of it side by side, as a table has it."""
+        return {"name": self.name, "images": self.images, "labels": self.labels, **self.figures}
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The figures of a split, fractions; nan where there are no labels to measure (in that area band)."""
 
-    figures: dict[str, float]  # keys and order of FIGURES
-    confidence: float  # where the mean F1 at IoU 0.5 peaks; P and R are taken there
+    figures: dict[str, float]  # FIGURES, of the bands measured, and AR at the greatest number of detections
+    confidence: float  # where the mean F1 at IoU 0.5 peaks; P, R and F1 are taken there
     per_class: list[ClassMetrics]
     curves: Curves
+    found: DetectionTable
+    truths: TruthTable
+    matches: Matches  # of `found` with `truths` at IoU 0.5
+
+    @property
+    def bands(self) -> list[str]:
+        """The names of the figures by size."""
+        return [key for key in self.figures if key.startswith("AP_")]
 
     def to_json(self) -> dict[str, float | None]:
         """The figures and the confidence, None for nan, which json does not have."""
@@ -163,19 +182,31 @@ class Metrics:
         return {key: None if math.isnan(value) else value for key, value in values.items()}
 
 
-def evaluate_coco(annotations: GroundTruth, detections: Detections) -> Metrics:
+def evaluate_coco(
+    annotations: GroundTruth, detections: Detections, *, bands: Bands = COCO_BANDS, max_det: int = MAX_DETECTIONS
+) -> Metrics:
     """Measure detections as COCO does: 101 recalls, IoU 0.50 to 0.95, 100 detections, crowds ignored.
 
     Classes without labels are left out of the means.
+
+    Args:
+        annotations: the ground truth.
+        detections: what was found.
+        bands: of the objects' sizes, each with an AP and an AR of its own.
+        max_det: an AR is added for this many detections when they are more than COCO's 100.
     """
     found, truths = detections.table(), truth_table(annotations)
     classes = len(annotations.names)
     assert found.classes.max(initial=0) < max(classes, 1), "a detection's class is beyond the names"
     labels = np.bincount(truths.classes[~truths.crowd], minlength=classes)
     matches = match(found, truths, iou=0.5)
-    arrays = _coco_arrays(annotations, truths, found, matches.considered & (labels > 0)[found.classes])
-    curves = confidence_curves(found, matches, labels, arrays["precision"][0, :, :, 0, 2].T)
-    return _summarise(annotations, truths, labels, arrays, curves)
+    counted = (matches.ranks < _limits(max_det)[-1]) & (labels > 0)[found.classes]
+    beyond = bool((matches.ranks[counted] >= MAX_DETECTIONS).any())  # else a limit beyond COCO's changes nothing
+    arrays = _coco_arrays(annotations, truths, found[counted], bands, _limits(max_det) if beyond else _LIMITS)
+    curves = confidence_curves(found, matches, labels, arrays["precision"][0, :, :, 0, _USUAL_LIMIT].T)
+    figures, per_class = _summarise(annotations.names, truths, labels, arrays, curves, _figures(bands, max_det))
+    confidence = float(curves.confidence[curves.best]) if curves.present.any() else math.nan
+    return Metrics(figures, confidence, per_class, curves, found, truths, matches)
 
 
 def confusion_matrix(annotations: GroundTruth, detections: Detections, conf: float = 0.25, iou: float = 0.45) -> Ints:
@@ -188,80 +219,13 @@ def confusion_matrix(annotations: GroundTruth, detections: Detections, conf: flo
     return count_confusions(found[found.confidences >= conf], truth_table(annotations), len(annotations.names), iou)
 
 
-def to_coco_json(annotations: GroundTruth) -> dict[str, Any]:
-    """Write a split's ground truth in COCO's json form, whatever it was read from; annotation ids count from 1."""
-    image_ids = annotations.image_ids.tolist()
-    sizes = annotations.sizes_wh.tolist()
-    images = [
-        {"id": image_id, "file_name": path.name, "width": width, "height": height}
-        for image_id, path, (width, height) in zip(image_ids, annotations.paths, sizes, strict=True)
-    ]
-    category_ids = annotations.category_ids.tolist()
-    categories = [
-        {"id": category_id, "name": name} for category_id, name in zip(category_ids, annotations.names, strict=True)
-    ]
-    truths = truth_table(annotations)
-    rows = _truth_rows(annotations, annotations.image_ids[truths.images], annotations.category_ids[annotations.classes])
-    bounds = annotations.polygon_starts
-    for index in np.flatnonzero(np.diff(bounds)):
-        points = annotations.polygons[bounds[index] : bounds[index + 1]]
-        rows[index]["segmentation"] = [points.astype(np.float64).ravel().tolist()]
-    return {"info": {}, "images": images, "annotations": rows, "categories": categories}
-
-
-def detections_to_json(annotations: GroundTruth, detections: Detections) -> list[dict[str, Any]]:
-    """List detections in COCO's result form, with the data set's ids; boxes to 0.001 px, scores to 0.00001."""
-    found = detections.table()
-    image_ids, category_ids = annotations.image_ids[found.images], annotations.category_ids[found.classes]
-    columns = (image_ids, category_ids, found.boxes.round(3), found.confidences.round(5))
-    return [
-        {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
-        for image_id, category_id, box, score in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-
-
-def official(
-    truth: GroundTruth | Path, results: list[dict[str, Any]] | Path, *, image_ids: Sequence[int] | None = None
-) -> dict[str, float]:
-    """The 12 figures by pycocotools, nan where it says -1.
-
-    Args:
-        truth: annotations, or a COCO json.
-        results: detections in COCO's result form, or a json of them.
-        image_ids: the images that count, all of the truth's when None.
-    """
-    dataset = _read_json(truth) if isinstance(truth, Path) else to_coco_json(truth)
-    rows = _read_json(results) if isinstance(results, Path) else results
-    with contextlib.redirect_stdout(io.StringIO()):
-        gold, answer = pycocotools.coco.COCO(), pycocotools.coco.COCO()
-        gold.dataset, answer.dataset = dataset, {**dataset, "annotations": []}
-        gold.createIndex()
-        if rows:  # loadRes cannot read an empty list, and writes into what it is given
-            answer = gold.loadRes([dict(row) for row in rows])
-        evaluation = pycocotools.cocoeval.COCOeval(gold, answer, "bbox")
-        if image_ids is not None:
-            evaluation.params.imgIds = list(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {key: _nan_for_minus_one(value) for key, value in zip(COCO_FIGURES, evaluation.stats.tolist(), strict=True)}
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _nan_for_minus_one(value: float) -> float:
-    return math.nan if value == -1 else value
-
-
 def truth_table(annotations: GroundTruth) -> TruthTable:
     """A split's true boxes as matching reads them."""
     images = np.repeat(np.arange(len(annotations.starts) - 1), np.diff(annotations.starts))
     return TruthTable(images, annotations.classes, annotations.boxes, annotations.crowd)
 
 
-def _truth_rows(annotations: GroundTruth, image_ids: Ints, category_ids: Ints) -> list[dict[str, Any]]:
+def truth_rows(annotations: GroundTruth, image_ids: Ints, category_ids: Ints) -> list[dict[str, Any]]:
     """COCO's annotation of each box under the given (M) ids."""
     columns = (image_ids, category_ids, annotations.boxes, annotations.areas, annotations.crowd.astype(int))
     return [
@@ -273,12 +237,12 @@ def _truth_rows(annotations: GroundTruth, image_ids: Ints, category_ids: Ints) -
 
 
 def _coco_arrays(
-    annotations: GroundTruth, truths: TruthTable, found: DetectionTable, counted: Mask
+    annotations: GroundTruth, truths: TruthTable, found: DetectionTable, bands: Bands, limits: tuple[int, ...]
 ) -> dict[str, Floats]:
-    """Precision (10 IoUs, 101 recalls, nc, 4 bands, 3 limits) and recall (10, nc, 4, 3), nan where nothing is labelled.
+    """Precision (10 IoUs, 101 recalls, nc, 1 + bands, limits) and recall (10, nc, 1 + bands, limits).
 
-    Images go under the rank of their id and classes under their index: ranks keep the order in which COCO breaks ties
-    of confidence, whatever the ids.
+    Both are nan where nothing is labelled. Images go under the rank of their id and classes under their index: ranks
+    keep the order in which COCO breaks ties of confidence, whatever the ids.
     """
     ranks = np.empty_like(annotations.image_ids)
     ranks[annotations.image_ids.argsort(kind="stable")] = np.arange(len(ranks))
@@ -287,13 +251,20 @@ def _coco_arrays(
         "categories": [{"id": index, "name": name} for index, name in enumerate(annotations.names)],
     }
     with _collector_paused():
-        gold = COCO({**header, "annotations": _truth_rows(annotations, ranks[truths.images], truths.classes)})
-        answer = COCO({**header, "annotations": _detection_rows(found[counted], ranks)})
+        gold = COCO({**header, "annotations": truth_rows(annotations, ranks[truths.images], truths.classes)})
+        answer = COCO({**header, "annotations": _detection_rows(found, ranks)})
         evaluation = COCOeval_faster(gold, answer, "bbox")
+        evaluation.params.areaRng = [_squares((0, math.inf)), *map(_squares, bands.values())]
+        evaluation.params.areaRngLbl = ["all", *bands]
+        evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()
     arrays = {key: np.asarray(evaluation.eval[key]) for key in ("precision", "recall")}
     return {key: np.where(array < 0, np.nan, array) for key, array in arrays.items()}
+
+
+def _squares(sides: tuple[float, float]) -> list[float]:
+    return [min(side, _WIDEST) ** 2 for side in sides]
 
 
 @contextlib.contextmanager
@@ -320,23 +291,28 @@ def _detection_rows(found: DetectionTable, ranks: Ints) -> list[dict[str, Any]]:
 
 
 def _summarise(
-    annotations: GroundTruth, truths: TruthTable, labels: Ints, arrays: dict[str, Floats], curves: Curves
-) -> Metrics:
+    names: Sequence[str],
+    truths: TruthTable,
+    labels: Ints,
+    arrays: dict[str, Floats],
+    curves: Curves,
+    places: dict[str, _Figure],
+) -> tuple[dict[str, float], list[ClassMetrics]]:
     """Means over the classes that have labels, and the rows of the single classes."""
-    P, R = curves.at_best()
-    columns = {"P": P, "R": R}
-    for key, (array, ious, band, limit) in _FIGURES.items():
-        values = arrays[array][ious, ..., band, limit]  # (IoUs, [recalls,] nc)
-        columns[key] = values.reshape(-1, len(labels)).mean(0)
-    images = _images_per_class(truths, len(labels))
-    wanted = [field.name for field in dataclasses.fields(ClassMetrics)[3:]]
+    columns = dict(zip(("P", "R", "F1"), curves.at_best(), strict=True))
+    for key, place in places.items():
+        array = arrays[place.array]
+        limit = min(place.limit, array.shape[-1] - 1)
+        values = array[place.ious, ..., place.band, limit]  # (IoUs, [recalls,] nc)
+        columns[key] = values.reshape(-1, len(names)).mean(0)
+    images = _images_per_class(truths, len(names)).tolist()
+    bands = [key for key in columns if key.startswith("AP_")]
+    wanted = ("P", "R", "F1", "AP50", "AP75", "AP", *bands, f"AR{MAX_DETECTIONS}")
     per_class = [
-        ClassMetrics(name, int(images[row]), int(labels[row]), *(float(columns[key][row]) for key in wanted))
-        for row, name in enumerate(annotations.names)
+        ClassMetrics(name, images[row], int(labels[row]), {key: float(columns[key][row]) for key in wanted})
+        for row, name in enumerate(names)
     ]
-    figures = {key: _mean(columns[key]) for key in FIGURES}
-    confidence = float(curves.confidence[curves.best]) if curves.present.any() else math.nan
-    return Metrics(figures, confidence, per_class, curves)
+    return {key: _mean(column) for key, column in columns.items()}, per_class
 
 
 def _mean(values: Floats) -> float:

@@ -57,13 +57,29 @@ class Pairs:
 class Matches:
     """What became of each detection under COCO's rules at one IoU threshold.
 
-    `considered`: among the `MAX_DETECTIONS` of its image and class; `hit`: it has a true box; `ignored`: it covers a
-    crowd region instead, and counts neither as right nor as wrong.
+    `ranks`: place among those of its image and class, 0 the most confident; `truths`: row of the true box it has, -1
+    for none; `ignored`: it covers a crowd region instead, and counts neither as right nor as wrong. What is true of the
+    more confident detections stays so when the less confident ones are left out.
     """
 
-    considered: Mask
-    hit: Mask
+    ranks: Ints
+    truths: Ints
     ignored: Mask
+
+    @property
+    def considered(self) -> Mask:
+        """Among the `MAX_DETECTIONS` of its image and class."""
+        return self.ranks < MAX_DETECTIONS
+
+    @property
+    def hit(self) -> Mask:
+        """It has a true box."""
+        return self.truths >= 0
+
+    @property
+    def wrong(self) -> Mask:
+        """It has none, and counts."""
+        return self.considered & ~self.hit & ~self.ignored
 
 
 @dataclass(frozen=True)
@@ -86,10 +102,10 @@ class Curves:
         """Position on the confidence axis where the mean F1 of the present classes peaks; the first of equal peaks."""
         return int(self.f1[self.present].mean(0).argmax()) if self.present.any() else 0
 
-    def at_best(self) -> tuple[Floats, Floats]:
-        """Precision and recall (nc) at `best`; a class that finds nothing there has precision 0, not an empty 1."""
-        precision, recall = self.precision[:, self.best], self.recall[:, self.best]
-        return np.where(recall == 0, 0.0, precision), recall
+    def at_best(self) -> tuple[Floats, Floats, Floats]:
+        """Precision, recall and F1 (nc) at `best`; what finds nothing there has precision 0, not an empty 1."""
+        precision, recall, f1 = (curve[:, self.best] for curve in (self.precision, self.recall, self.f1))
+        return np.where(recall == 0, 0.0, precision), recall, f1
 
 
 def match(found: DetectionTable, truths: TruthTable, iou: float = 0.5) -> Matches:
@@ -97,16 +113,17 @@ def match(found: DetectionTable, truths: TruthTable, iou: float = 0.5) -> Matche
     found_keys, truth_keys = _image_and_class(found, truths)
     ranks = _ranks(found_keys, found.confidences)
     pairs = overlapping_pairs(found, found_keys, truths, truth_keys, iou)
-    considered = ranks < MAX_DETECTIONS
-    pairs = pairs[considered[pairs.found]]
+    pairs = pairs[ranks[pairs.found] < MAX_DETECTIONS]
     over_crowd = truths.crowd[pairs.truths]
     plain = pairs[~over_crowd]
     # of equal overlaps COCO's matcher keeps the last box
     plain = plain[np.lexsort((-plain.truths, -plain.overlaps, ranks[plain.found]))]
-    hit, ignored = np.zeros((2, len(found.images)), np.bool_)
-    hit[one_to_one(plain).found] = True
+    taken = one_to_one(plain)
+    matched = np.full(len(found.images), -1, np.int64)
+    matched[taken.found] = taken.truths
+    ignored = np.zeros(len(found.images), np.bool_)
     ignored[pairs.found[over_crowd]] = True
-    return Matches(considered, hit, ignored & ~hit)
+    return Matches(ranks, matched, ignored & (matched < 0))
 
 
 def overlapping_pairs(
@@ -164,7 +181,7 @@ def confidence_curves(
         points: length of the confidence axis, from 0 to 1.
     """
     axis = np.linspace(0, 1, points)
-    claimed = _counts_above(found[matches.considered & ~matches.ignored], len(labels), axis)
+    claimed = _counts_above(found[matches.hit | matches.wrong], len(labels), axis)
     hits = _counts_above(found[matches.hit], len(labels), axis)
     present = labels > 0
     precision = np.divide(hits, claimed, out=np.ones_like(hits), where=claimed > 0)

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass, field, replace
 from data.dataset import letterboxed_item
 from data.frames import Frame, Source
 from data.loader import Batch, collate
+from models.yolo import Model
 from utils.detection_files import Found, Output
 from utils.drawing import draw_detections
-from utils.engine import Predictor
+from utils.engine import Detector
 from utils.pipeline import Pipeline
 from utils.report import unique_stems
+from utils.tiles import TiledPredictor
 
-WAITING = 2  # results of a stage that may wait for the next one; of live sources 1
+WAITING = 2  # results of a stage that may wait for the next one; of live sources, and with tiles of large images, 1
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Style:
     line_width: int | None = None
     hide_labels: bool = False
     hide_conf: bool = False
+    copy: bool = True
 
 
 @dataclass
@@ -29,9 +32,9 @@ class Detection:
     """A model at work on a source."""
 
     source: Source
-    predictor: Predictor
+    detector: Detector
     size: int  # pixels of the longer side, as the model sees it
-    names: list[str]
+    model: Model  # the detector's
     output: Output
     style: Style | None = None  # None draws nothing
     batch_size: int = 1  # frames in a forward pass
@@ -44,20 +47,21 @@ class Detection:
 
     def pipeline(self) -> Pipeline[Found]:
         """What is found in each frame, in order and written already; to be entered and iterated over."""
-        depth = (1 if self.source.live else WAITING) if self.overlap else 0
+        one = self.source.live or isinstance(self.detector, TiledPredictor)
+        depth = (1 if one else WAITING) if self.overlap else 0
         stages = (self._prepare, self._detect, self._write)
         return Pipeline(self.source.groups(self.batch_size), *stages, depth=depth, stop=self.source.stop)
 
     def _prepare(self, groups: Iterator[list[Frame]]) -> Generator[tuple[list[Frame], Batch], None, None]:
-        stride = self.predictor.model.max_stride
+        stride = self.model.max_stride
         for frames in groups:
             yield frames, collate([letterboxed_item(frame.image, self.size, stride) for frame in frames])
 
     def _detect(self, batches: Iterator[tuple[list[Frame], Batch]]) -> Generator[Found, None, None]:
-        seconds = self.predictor.watch.seconds
+        seconds = self.detector.watch.seconds
         for frames, batch in batches:
             before = dict(seconds)
-            found = self.predictor(batch).original
+            found = self.detector(batch).original
             self.milliseconds = {
                 name: 1e3 * (value - before.get(name, 0)) / len(frames) for name, value in seconds.items()
             }
@@ -71,5 +75,5 @@ class Detection:
             yield drawn
 
     def _drawn(self, found: Found, style: Style) -> Found:
-        picture = draw_detections(found.frame.image, found.rows, self.names, **asdict(style))
+        picture = draw_detections(found.frame.image, found.rows, self.model.names, **asdict(style))
         return replace(found, picture=picture)

@@ -11,6 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
 MOSAIC_SIDE, MOSAIC_IMAGES = 1920, 16
+TITLE_LINE = 16  # pixels
 
 
 def draw_detections(
@@ -32,8 +36,9 @@ def draw_detections(
     line_width: int | None = None,
     hide_labels: bool = False,
     hide_conf: bool = False,
+    copy: bool = True,
 ) -> Image:
-    """Draw boxes on a copy of a BGR image, the most confident on top.
+    """Draw boxes on a BGR image, or a copy of it, the most confident on top.
 
     Args:
         image: (H, W, 3).
@@ -42,12 +47,13 @@ def draw_detections(
         line_width: pixels; by the image's size when None.
         hide_labels: boxes only.
         hide_conf: names without the confidence.
+        copy: leave the given image as it is.
     """
     width = line_width or max(round(sum(image.shape[:2]) / 2 * 0.003), 1)
     text = "".join(names)
     # The package would look for a font for other scripts on the network; a font of this machine is given instead
     writing = {} if text.isascii() else {"pil": True, "font": font_file(), "font_size": max(7 * width, 12)}
-    annotator = Annotator(image.copy(), line_width=width, **writing)
+    annotator = Annotator(image.copy() if copy else image, line_width=width, **writing)
     if text.isascii():
         annotator.sf = max(width / 3, 0.4)  # thin lines on small images still need letters that can be read
     for *xyxy, confidence, class_id in sorted(rows.tolist(), key=lambda row: float(row[4])):
@@ -107,10 +113,10 @@ def plot_batch(
     for number, picture in enumerate(pictures):
         tile = _tile(resize(picture, tile_wh), _rows_of(boxes, number, tile_wh, least_confidence), names)
         if number < len(titles):
-            _write_title(tile, titles[number])
+            write_title(tile, titles[number])
         top, left = number // columns * tile_wh[1], number % columns * tile_wh[0]
         canvas[top : top + tile_wh[1], left : left + tile_wh[0]] = tile
-    _save_image(canvas, path)
+    save_image(canvas, path)
 
 
 def _rows_of(boxes: Tensor, number: int, size_wh: tuple[int, int], least_confidence: float) -> Tensor:
@@ -131,17 +137,36 @@ def _tile(picture: Image, rows: Tensor, names: Sequence[str]) -> Image:
     return tile
 
 
-def _write_title(tile: Image, text: str) -> None:
-    """Write a text at the foot of a tile, dark under light, shortened to what fits."""
+def write_title(tile: Image, text: str) -> None:
+    """Write lines of text at the foot of a tile, light on dark, each shortened to what fits."""
     fits = max(tile.shape[1] // 8, 4)
-    text = text if len(text) <= fits else text[: fits - 3] + "..."
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-    foot = tile.shape[0] - 2
-    cv2.rectangle(tile, (0, foot - height - below - 3), (width + 6, foot), (0, 0, 0), -1)
-    cv2.putText(tile, text, (3, foot - below), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    lines = [line if len(line) <= fits else line[: fits - 3] + "..." for line in text.split("\n")]
+    width, height = max(_text_width(line) for line in lines) + 6, TITLE_LINE * len(lines) + 2
+    plate = np.zeros((height, width, 3), np.uint8)
+    for number, line in enumerate(lines):
+        _write_line(plate, line, TITLE_LINE * number)
+    plate = plate[: tile.shape[0] - 1, : tile.shape[1] - 1]
+    foot = tile.shape[0] - 1
+    tile[foot - plate.shape[0] : foot, : plate.shape[1]] = plate
 
 
-def _save_image(image: Image, path: Path) -> None:
+def _text_width(line: str) -> int:
+    return cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] if line.isascii() else 12 * len(line)
+
+
+def _write_line(plate: Image, line: str, top: int) -> None:
+    """Write a line in white; OpenCV's letters are ASCII only, the others come from a font of this machine."""
+    if line.isascii():
+        cv2.putText(plate, line, (3, top + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+        return
+    picture = PIL.Image.fromarray(plate)
+    font = PIL.ImageFont.truetype(font_file(), 12)
+    PIL.ImageDraw.Draw(picture).text((3, top + 8), line, (255, 255, 255), font, anchor="lm")
+    plate[:] = np.asarray(picture)
+
+
+def save_image(image: Image, path: Path) -> None:
+    """Write a BGR picture under its name when it is complete."""
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     if not cv2.imwrite(str(part), image):
         raise OSError(f"{path}: the picture could not be written")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -78,6 +79,20 @@ class Stopwatch:
         return time.perf_counter()
 
 
+class Detector(Protocol):
+    """What finds objects in batches and keeps the time: a Predictor, or one that looks at tiles."""
+
+    device: torch.device
+    settings: NmsSettings
+    watch: Stopwatch
+
+    def __call__(self, batch: Batch) -> Prediction:
+        """Detect in a batch as the loader gives it."""
+
+    def warm_up(self, batch: Batch) -> None:
+        """Detect once untimed."""
+
+
 class Predictor:
     """A model made ready to detect: fused, in channels-last memory, on its device and in its precision."""
 
@@ -122,7 +137,8 @@ class Predictor:
                 multi_label=settings.multi_label,
                 max_det=settings.max_det,
             )
-            padded = list(torch.cat(padded).cpu().split([len(rows) for rows in padded]))  # once for the whole batch
+            found = torch.cat(padded).cpu()  # once for the whole batch
+            padded = list(torch.split(found, [len(rows) for rows in padded]))
             original = [_to_original(rows, geometry) for rows, geometry in zip(padded, batch.geometries, strict=True)]
         return Prediction(padded, original, raw)
 
@@ -174,7 +190,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Detector,
     loader: Loader,
     *,
     criterion: DetectionLoss | None = None,

@@ -20,6 +20,7 @@ SHARES = (
     "hsv_s",
     "hsv_v",
     "scale",
+    "tile_visible",
     "min_visible",
 )
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
@@ -29,6 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is 
     "nominal_batch": (1, math.inf),
     "ema_tau": (1, math.inf),
     "anchors": (1, 100),
+    "tile_empty": (0, 0.9),
 }
 
 
@@ -69,6 +71,8 @@ class Hyp:
     mosaic: float = 1.0
     mixup: float = 0.0
     copy_paste: float = 0.0
+    tile_visible: float = 0.3  # with --tile: least share of a cut box that a tile must show to have it as a label
+    tile_empty: float = 0.2  # with --tile: share of the tiles that are drawn where no object's centre is
     min_side: float = 2.0  # pixels; an augmented image keeps boxes that are wider and higher
     min_visible: float = 0.1  # share of a box that must be left in it
 

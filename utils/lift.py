@@ -127,7 +127,7 @@ def start_strided(model: Model) -> list[int]:
             kernels = None if given.all() else input_kernels(layer)
             for name in kernels or ():
                 kernel = layer.get_parameter(name)
-                kernel *= given[None, :, None, None] * (len(given) / int(given.sum())) ** 0.5
+                kernel.mul_(given[None, :, None, None] * (len(given) / int(given.sum())) ** 0.5)
             changed += [j] if kernels else []
     return changed
 

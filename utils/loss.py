@@ -82,7 +82,7 @@ class _TakeCells(torch.autograd.Function):
         return raw[tuple(where)], raw[..., 4].contiguous()
 
     @staticmethod
-    def backward(ctx: Any, cells: Tensor, objectness: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, cells: Tensor, objectness: Tensor) -> tuple[Tensor, None]:
         (where,) = ctx.saved_tensors
         empty, shape, stride = ctx.like
         gradient = torch.empty_strided(shape, stride, dtype=empty.dtype, device=empty.device).zero_()
@@ -140,7 +140,7 @@ class DetectionLoss(nn.Module):
         return {name: value * self.gains[name] for name, value in total.items()}
 
     def _level(self, raw: Tensor, target: Assignment) -> dict[str, Tensor]:
-        cells, scores = _TakeCells.apply(raw, target.where)  # type: ignore[no-untyped-call]
+        cells, scores = _TakeCells.apply(raw, target.where)
         objectness = torch.zeros_like(scores, dtype=torch.float32)
         losses = {}
         if len(target.label):

@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -80,7 +80,7 @@ class Ranged:
 
     given: frozenset[str]
 
-    def __new__(cls, *_: Any, **given: Any) -> Self:
+    def __new__(cls, *_: Any, **given: Any) -> "Ranged":
         """Note the names."""
         options = super().__new__(cls)
         options.given = frozenset(given)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
@@ -58,7 +58,7 @@ class Pipeline(Generic[R]):
         self._stopped = False
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Pipeline[R]":
         if self._depth:
             self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
             for number in range(len(self._stages)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from utils.areas import COCO_BANDS
 from utils.upstream import colors
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
-SIZE_BANDS = {"small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, math.inf)}  # COCO's, side in pixels
+SIZE_BANDS = dict(zip(("small", "medium", "large"), COCO_BANDS.values(), strict=True))
 # Okabe and Ito's colours, told apart with every kind of colour blindness; yellow left out, it is faint on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans", "DejaVu Sans")
@@ -283,16 +284,20 @@ def plot_study(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write AP against the image size and against the time of an image.
 
     Args:
-        rows: one for each size: `imgsz`, `AP`, `AP_S`, and milliseconds of the stages under names that end in `_ms`.
+        rows: one for each size: `imgsz`, `AP`, the AP of the smallest objects before that of other bands (`AP_S`), and
+            milliseconds of the stages under names that end in `_ms`.
         path: the picture's file.
     """
     sizes = [int(row["imgsz"]) for row in rows]
     times = [sum(value for key, value in row.items() if key.endswith("_ms")) for row in rows]
     accuracy = [row["AP"] for row in rows]
+    smallest = next(key for key in rows[0] if key.startswith("AP_"))
     with _figure(path, (12, 5), "Accuracy and speed by image size") as figure:
         by_size, by_time = figure.subplots(1, 2, sharey=True)
         by_size.plot(sizes, accuracy, "-o", color=PALETTE[0], label="AP")
-        by_size.plot(sizes, [row["AP_S"] for row in rows], "--o", color=PALETTE[1], label="AP_S (small objects)")
+        by_size.plot(
+            sizes, [row[smallest] for row in rows], "--o", color=PALETTE[1], label=f"{smallest} (small objects)"
+        )
         by_size.set(xlabel="Image size (pixels)", ylabel="AP", ylim=(0, None))
         by_size.legend(frameon=False)
         by_time.plot(times, accuracy, "-o", color=PALETTE[0])

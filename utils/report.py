@@ -1,4 +1,4 @@
-"""What a run tells: the console table, results.csv, metrics.json, per_class.csv and TensorBoard events.
+"""What a run tells: the console table, results.csv, metrics.json, other tables as csv, and TensorBoard events.
 
 The only module that uses TensorBoard.
 """
@@ -8,9 +8,11 @@ import io
 import itertools
 import json
 import math
+import platform
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 
 from utils.options import InputError
 
-METRICS = ("P", "R", "AP50", "AP75", "AP", "AP_S", "AP_M", "AP_L")  # columns of the console table
+METRICS = ("P", "R", "AP50", "AP75", "AP")  # columns of the console table, before those by size
+BANDS = ("AP_S", "AP_M", "AP_L")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -48,6 +51,18 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
         stems.append(next(stem for stem in tries if stem not in taken))
         taken.add(stems[-1])
     return stems
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    packages = ("torchvision", "ultralytics", "faster-coco-eval", "pycocotools")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        **{name: metadata.version(name) for name in packages},
+    }
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
@@ -146,32 +161,50 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write_per_class_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a row for each class; the first row's keys are the header, a figure that does not exist is `nan`."""
-    assert rows, "a data set has a class"
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table; the first row's keys are the header, a figure that does not exist is `nan`."""
+    assert rows, "a table has a row"
     text = _csv_text(list(rows[0]), [{key: _short(value) for key, value in row.items()} for row in rows])
     write_text_atomically(path, text)
 
 
-def console_table(metrics: Mapping[str, Any], per_class: Sequence[Mapping[str, Any]] | None = None) -> str:
+def console_table(
+    metrics: Mapping[str, Any], per_class: Sequence[Mapping[str, Any]] | None = None, *, bands: Sequence[str] = BANDS
+) -> str:
     """Lay out metrics as the table that validation prints: a line for all classes, then one for each.
 
     Args:
-        metrics: `images`, `labels` and the METRICS, fractions; a figure that is absent or NaN is shown as `-`.
-        per_class: the same with the class's name under `class`.
+        metrics: `images`, `labels`, METRICS and `bands`, fractions; a figure that is absent or NaN is shown as `-`.
+        per_class: the same with the class's name under `name`.
+        bands: the figures by size.
     """
-    lines = [{**metrics, "class": "all"}, *(per_class or ())]
-    width = max(22, *(len(str(line["class"])) for line in lines))
-    header = f"{'Class':>{width}}{'Images':>9}{'Labels':>9}" + "".join(f"{name:>8}" for name in METRICS)
-    return "\n".join([header, *(_table_line(line, width) for line in lines)])
+    columns = (*METRICS, *bands)
+    cell = max(8, *(len(name) + 2 for name in columns))
+    lines = [{**metrics, "name": "all"}, *(per_class or ())]
+    width = max(22, *(len(str(line["name"])) for line in lines))
+    header = f"{'Class':>{width}}{'Images':>9}{'Labels':>9}" + "".join(f"{name:>{cell}}" for name in columns)
+    return "\n".join([header, *(_table_line(line, columns, width, cell) for line in lines)])
 
 
-def _table_line(line: Mapping[str, Any], width: int) -> str:
+def _table_line(line: Mapping[str, Any], columns: Sequence[str], width: int, cell: int) -> str:
     counts = "".join(f"{line.get(key, '-'):>9}" for key in ("images", "labels"))
-    figures = [float(line.get(name, math.nan)) for name in METRICS]
-    return f"{line['class']:>{width}}{counts}" + "".join(
-        f"{'-' if math.isnan(figure) else f'{figure:.3f}':>8}" for figure in figures
-    )
+    figures = (_figure(float(line.get(name, math.nan)), 3) for name in columns)
+    return f"{line['name']:>{width}}{counts}" + "".join(f"{figure:>{cell}}" for figure in figures)
+
+
+def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay out figures of several origins under each other, in the columns of the first."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{name:>9}" for name in columns)]
+    for origin, figures in rows.items():
+        cells = "".join(f"{_figure(figures[name], 4):>9}" for name in columns)
+        lines.append(f"{origin:>{width}}{cells}")
+    return "\n".join(lines)
+
+
+def _figure(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 class TensorBoard:

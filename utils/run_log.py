@@ -5,16 +5,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from data.annotations import Annotations
+from data.figures import draw_labels
 from data.loader import Batch
 from models.yolo import Model
 from utils.drawing import plot_batch
-from utils.plots import plot_labels, plot_results
+from utils.page import Picture
+from utils.plots import plot_results
 from utils.report import ResultsCsv, TensorBoard, write_text_atomically
+from utils.report_files import write_report
 from utils.validation import Report
 
 PICTURED_BATCHES = 3
@@ -42,11 +44,7 @@ class RunLog:
         """Draw what the training labels look like."""
         if not self.plots:
             return
-        plain = ~table.crowd
-        sizes = np.repeat(table.sizes_wh, table.counts, 0)[plain]
-        corner, wh = table.boxes[plain, :2], table.boxes[plain, 2:]
-        xywhn = np.hstack(((corner + wh / 2) / sizes, wh / sizes))
-        plot_labels(table.classes[plain], xywhn, table.names, self.folder / "labels.jpg", wh=wh)
+        draw_labels(table, self.folder / "labels.jpg")
         self.tensorboard.picture("labels", self.folder / "labels.jpg", 0)
 
     def graph(self, model: Model, size: int) -> None:
@@ -90,10 +88,15 @@ class RunLog:
         if report is not None and self.plots:
             self.tensorboard.picture("val_batch0_pred", self.folder / "val_batch0_pred.jpg", epoch)
 
-    def finish(self, epochs: int) -> None:
-        """Draw the course of the run, and show all plots in TensorBoard."""
+    def finish(self, report: Report, settings: Mapping[str, Any], *, title: str) -> None:
+        """Write the report of the run's model and the course of the run, and show all plots in TensorBoard."""
+        pictures = []
         if self.plots:
-            plot_results(self.folder / "results.csv", self.folder / "results.png")
+            course, labels = self.folder / "results.png", self.folder / "labels.jpg"
+            plot_results(self.folder / "results.csv", course)
+            pictures = [Picture(course, "The training by epoch."), Picture(labels, "The training labels.")]
+        write_report(report, self.folder, settings, title=title, plots=self.plots, pictures=pictures)
+        if self.plots:
             for path in sorted(self.folder.glob("*.png")):
-                self.tensorboard.picture(path.stem, path, epochs)
+                self.tensorboard.picture(path.stem, path, settings["epochs"])
         self.tensorboard.close()

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
+from data.annotations import Annotations, read_annotations
+from data.config import DataConfig
 from models.yolo import Model, load_model
 from utils.checkpoint import TransferReport, Weights, read_weights, transfer
 from utils.lift import LiftReport, lift
@@ -22,6 +24,7 @@ from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
 
 PATIENCE = 2.0  # seconds without a bar
+SHOWN_PROBLEMS = 5  # of a split's, at a script's start
 CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
 
 
@@ -66,7 +69,7 @@ class StopSignals:
         self._deferring = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -95,6 +98,24 @@ class StopSignals:
             raise Interrupted(self.requested)
 
 
+def read_split(config: DataConfig, split: str) -> Annotations:
+    """Read a split's table with the cache and a progress bar, and say what it holds and what is wrong with it.
+
+    Raises:
+        InputError: as `read_annotations`.
+    """
+    logger = logging.getLogger("yolov5-spd")
+    with scan_progress(f"{split}: labels") as show:
+        table = read_annotations(config, split, cache=CACHE, progress=show)
+    objects, empty = int((~table.crowd).sum()), int((table.counts == 0).sum())
+    logger.info(f"{split}: {len(table)} images, {objects} labels, {empty} images without")
+    for problem in table.problems[:SHOWN_PROBLEMS]:
+        logger.warning(problem)
+    if table.problems:
+        logger.warning(f"{split}: {len(table.problems)} problems; python -m data.check {config.source} shows them all")
+    return table
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators; the loader's workers have seeds of their own."""
     random.seed(seed)
@@ -114,6 +135,21 @@ def make_run_folder(project: str, name: str, *, exist_ok: bool, below: str = "")
     except OSError as error:
         raise InputError(f"--project {project}: the folder {folder} cannot be made: {error.strerror}") from error
     return folder
+
+
+def find_last(resume: str) -> Path:
+    """Find the last.pt that `--resume` means: a file, a run's folder, or the newest below runs/.
+
+    Raises:
+        InputError: there is none.
+    """
+    if resume != "newest":
+        path = Path(resume).resolve()
+        return path / "weights" / "last.pt" if path.is_dir() else path
+    found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError("--resume: no last.pt below runs/")
+    return found[-1].resolve()
 
 
 def check_image_size(size: int, stride: int) -> int:

@@ -1,12 +1,10 @@
-"""Validation of a split from end to end: the loop, COCO's metrics, and every file that a validation leaves behind."""
+"""Validation of a split from end to end: the loop, COCO's metrics, and what is written of each batch on the way."""
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +13,14 @@ from torchvision.ops import box_iou
 
 from data.annotations import Annotations
 from data.loader import Batch, Loader
+from utils.areas import COCO_BANDS, Bands
 from utils.boxes import xyxy_to_xywh
-from utils.coco import Metrics, confusion_matrix, detections_to_json, evaluate_coco, official
+from utils.coco import Metrics, evaluate_coco
 from utils.drawing import as_batch_boxes, plot_batch
-from utils.engine import Evaluation, Prediction, Predictor, evaluate
+from utils.engine import Detector, Evaluation, Prediction, evaluate
 from utils.loss import DetectionLoss
 from utils.options import InputError
-from utils.plots import plot_confusion_matrix, plot_curves, plot_precision_recall
-from utils.report import console_table, unique_stems, write_metrics_json, write_per_class_csv, write_text_atomically
+from utils.report import console_table, unique_stems, write_text_atomically
 
 PICTURED_BATCHES = 3
 FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
@@ -55,6 +53,13 @@ class Report:
     metrics: Metrics
     evaluation: Evaluation
     annotations: Annotations
+    device: str
+    pictures: list[Path] = field(default_factory=list)  # drawn on the way
+
+    @property
+    def labels(self) -> int:
+        """Boxes to be found, crowds apart."""
+        return int((~self.annotations.crowd).sum())
 
     def fitness(self, weights: Mapping[str, float]) -> float:
         """The weighted sum of figures that the best epoch is chosen by; nan where there is nothing to measure."""
@@ -62,14 +67,17 @@ class Report:
 
     def table(self, *, per_class: bool = False) -> str:
         """The console's table, and the speeds."""
-        plain = ~self.annotations.crowd
-        total = {**self.metrics.figures, "images": len(self.annotations), "labels": int(plain.sum())}
-        rows = [{"class": row["name"], **row} for row in map(asdict, self.metrics.per_class)]
-        speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in self.evaluation.milliseconds.items())
+        total = {**self.metrics.figures, "images": len(self.annotations), "labels": self.labels}
+        rows = [row.row() for row in self.metrics.per_class]
         figures = self.metrics.figures.items()
         recalls = ", ".join(f"{key} {value:.3f}" for key, value in figures if key.startswith("AR"))
-        table = console_table(total, rows if per_class and len(rows) > 1 else None)
-        return f"{table}\n{recalls}\nspeed of an image: {speeds}"
+        table = console_table(total, rows if per_class and len(rows) > 1 else None, bands=self.metrics.bands)
+        return f"{table}\n{recalls}\n{self.speeds()}"
+
+    def speeds(self) -> str:
+        """The time of each stage."""
+        stages = ", ".join(f"{value:.1f} ms {name}" for name, value in self.evaluation.milliseconds.items())
+        return f"speed of an image: {stages}"
 
 
 @dataclass
@@ -125,16 +133,18 @@ def yolo_lines(rows: Tensor, size: Tensor, confidences: bool, *, corners: bool =
 
 
 def validate(
-    predictor: Predictor,
+    predictor: Detector,
     loader: Loader,
     annotations: Annotations,
     *,
+    bands: Bands = COCO_BANDS,
     criterion: DetectionLoss | None = None,
     pictures: Path | None = None,
     label_files: LabelFiles | None = None,
     description: str = "validation",
 ) -> Report:
     """Run the loop and measure; with a folder for `pictures`, draw the first batches' labels and predictions."""
+    drawn: list[Path] = []
 
     def on_batch(number: int, batch: Batch, prediction: Prediction) -> None:
         if label_files is not None:
@@ -144,54 +154,14 @@ def validate(
             names = annotations.names
             width, height = batch.images.shape[3], batch.images.shape[2]
             found = as_batch_boxes(prediction.padded, (width, height))
-            plot_batch(batch.images, batch.boxes, names, pictures / f"val_batch{number}_labels.jpg", titles=titles)
-            plot_batch(batch.images, found, names, pictures / f"val_batch{number}_pred.jpg", titles=titles)
+            for boxes, what in ((batch.boxes, "labels"), (found, "pred")):
+                drawn.append(pictures / f"val_batch{number}_{what}.jpg")
+                plot_batch(batch.images, boxes, names, drawn[-1], titles=titles)
 
     evaluation = evaluate(predictor, loader, criterion=criterion, on_batch=on_batch, description=description)
-    return Report(evaluate_coco(annotations, evaluation.detections), evaluation, annotations)
+    metrics = evaluate_coco(annotations, evaluation.detections, bands=bands, max_det=predictor.settings.max_det)
+    return Report(metrics, evaluation, annotations, _describe(predictor.device), drawn)
 
 
-def write_report(
-    report: Report,
-    folder: Path,
-    settings: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
-    *,
-    plots: bool = True,
-) -> None:
-    """Write metrics.json (with `extra` entries), per_class.csv and, with `plots`, curves and confusion matrix."""
-    metrics = report.metrics
-    content = {
-        **metrics.to_json(),
-        "speed_ms": report.evaluation.milliseconds,
-        "images": len(report.annotations),
-        "labels": int((~report.annotations.crowd).sum()),
-        "settings": dict(settings),
-        **(extra or {}),
-    }
-    write_metrics_json(folder / "metrics.json", content)
-    write_per_class_csv(folder / "per_class.csv", [asdict(row) for row in metrics.per_class])
-    if plots:
-        _plot(report, folder)
-
-
-def _plot(report: Report, folder: Path) -> None:
-    curves, names = report.metrics.curves, report.annotations.names
-    for name, label, values in (
-        ("P", "Precision", curves.precision),
-        ("R", "Recall", curves.recall),
-        ("F1", "F1", curves.f1),
-    ):
-        plot_curves(curves.confidence, values, names, folder / f"{name}_curve.png", ylabel=label)
-    precision = curves.precision_at_recall
-    plot_precision_recall(curves.recall_axis, precision, precision.mean(1), names, folder / "PR_curve.png")
-    matrix = confusion_matrix(report.annotations, report.evaluation.detections)
-    plot_confusion_matrix(matrix.astype(float), names, folder / "confusion_matrix.png")
-
-
-def write_coco_json(report: Report, path: Path, truth: Path | None) -> dict[str, float]:
-    """Write the detections in COCO's form and return what pycocotools makes of them, against `truth` if given."""
-    rows = detections_to_json(report.annotations, report.evaluation.detections)
-    write_text_atomically(path, json.dumps(rows))
-    ids = report.annotations.image_ids.tolist()
-    return official(truth or report.annotations, rows, image_ids=ids)
+def _describe(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

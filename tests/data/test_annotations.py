@@ -1,5 +1,6 @@
 """One table from YOLO's text files and from COCO's json: what is kept, what is reported, and when the cache is used."""
 
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pycocotools.coco import COCO
 from data.annotations import Annotations, read_annotations
 from data.config import load_data_config
 from data.files import find_images, label_path
-from data.images import image_size
+from data.images import read_header
 from utils.options import InputError
 
 NAMES = ["cat", "dog", "cow"]
@@ -45,6 +46,11 @@ def read(root: Path, split="train", **options) -> Annotations:
     return read_annotations(load_data_config(root / "data.yaml"), split, **options)
 
 
+def lines(table: Annotations) -> list[str]:
+    """The problems as they are told."""
+    return [str(problem) for problem in table.problems]
+
+
 def write_coco(root: Path, annotations, *, images=None, categories=None) -> Path:
     """A json whose ids are not indices, and a YAML that names it."""
     images = images or [
@@ -65,7 +71,7 @@ def box(image_id, category_id, bbox, **more):
 def assert_equal(a: Annotations, b: Annotations):
     for field in fields(Annotations):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(x, list):
+        if field.name in NOT_ARRAYS:
             assert x == y, field.name
         else:
             np.testing.assert_array_equal(x, y, field.name)
@@ -146,29 +152,28 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize(("row", "complaint"), BAD_ROWS.items())
 def test_a_bad_row_is_reported_and_the_good_ones_stay(root, row, complaint):
-    label(root, "a.txt", f"1 0.5 0.5 0.2 0.4\n{row}\n2 0.5 0.5 0.2 0.4\n")
+    label(root, "a.txt", f"1 0.5 0.5 0.2 0.4\n{row}\n2 0.5 0.5 0.2 0.3\n")
     label(root, "b.txt", "0 0.1 0.1 0.2 0.2 0.1 0.3\n1 0.5 0.5 0.2 0.4\n")
     table = read(root)
     np.testing.assert_array_equal(table.classes, [1, 2, 0, 1])
     np.testing.assert_array_equal(table.counts, [2, 2, 0])
     assert len(table.polygon(2)) == 3
     assert len(table.problems) == 1
-    assert table.problems[0].startswith(f"{root}/labels/train/a.txt:2: {complaint}")
-    assert row.split()[1:2] == [] or row.split()[1] in table.problems[0]
+    assert lines(table)[0].startswith(f"{root}/labels/train/a.txt:2: {complaint}")
+    assert row.split()[1:2] == [] or row.split()[1] in lines(table)[0]
 
 
 def test_all_bad_rows_together(root):
     label(root, "a.txt", "1 0.5 0.5 0.2 0.4\n" + "\n".join(BAD_ROWS))
     table = read(root)
     np.testing.assert_array_equal(table.classes, [1])
-    lines = sorted(int(problem.split(":")[1]) for problem in table.problems)
-    assert lines == list(range(2, len(BAD_ROWS) + 2))
+    assert sorted(problem.line for problem in table.problems) == list(range(2, len(BAD_ROWS) + 2))
 
 
-def test_what_rounding_puts_outside_is_clipped(root):
+def test_what_lies_outside_is_clipped_and_told_unless_rounding_puts_it_there(root):
     label(root, "a.txt", "0 0.5 0.5 1.0005 1\n1 0.9 0.5 0.4 0.5\n2 -0.0005 0 0.5 0 0.5 1\n")
     table = read(root)
-    assert table.problems == []
+    assert [(problem.kind, problem.line) for problem in table.problems] == [("box-over-edge", 2)]
     np.testing.assert_allclose(table.boxes, [[0, 0, 100, 50], [70, 12.5, 30, 25], [0, 0, 50, 50]], atol=1e-9)
     assert table.polygons.min() == 0
 
@@ -180,6 +185,23 @@ def test_a_class_beyond_the_names_is_refused(root, row):
         read(root)
     assert str(caught.value).startswith(f"{root}/labels/train/b.txt:2: class {row[0]} has no name")
     assert "\n" not in str(caught.value)
+
+
+def test_doubtful_rows_are_taken_and_reported(root):
+    rows = ("0 0.5 0.5 0.2 0.4", "1 0.5 0.5 0.2 0.4", "2 0.1 0.1 0.5 0.5 0.3 0.3", "0 0.9 0.9 0.99 0.9 0.99 0.95")
+    label(root, "a.txt", "\n".join(rows))
+    label(root, "b.txt", "1 0.5 0.5 0.2 0.4\n")
+    table = read(root)
+    np.testing.assert_array_equal(table.counts, [4, 1, 0])
+    assert [(problem.kind, problem.line) for problem in table.problems] == [("polygon-flat", 3), ("box-two-classes", 2)]
+    assert not any(problem.is_error for problem in table.problems)
+
+
+def test_a_class_without_a_name_is_left_out_where_that_is_wished(root):
+    label(root, "a.txt", "0 0.5 0.5 0.2 0.4\n3 0.5 0.5 0.1 0.1\n")
+    table = read(root, refuse_nameless=False)
+    np.testing.assert_array_equal(table.classes, [0])
+    assert [(problem.kind, problem.line) for problem in table.problems] == [("class-range", 2)]
 
 
 def test_unreadable_files_are_reported_and_left_out(root):
@@ -199,8 +221,8 @@ def test_unreadable_files_are_reported_and_left_out(root):
         "e.jpg: no such file",
         "c.txt: not a readable",
     ):
-        assert any(name in problem for problem in table.problems)
-    assert not any("\n" in problem for problem in table.problems)
+        assert any(name in line for line in lines(table))
+    assert not any("\n" in line for line in lines(table))
 
 
 @pytest.mark.parametrize(
@@ -212,13 +234,13 @@ def test_sizes_are_those_of_the_decoder(tmp_path, suffix, orientation):
     path = tmp_path / f"x.{suffix}"
     save(path, (40, 20), exif=exif)
     height, width = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
-    assert image_size(path) == (width, height)
+    assert read_header(path) == (width, height, True)
     assert (width > height) == (orientation < 5)
 
 
 def test_damaged_exif_says_nothing(tmp_path):
     save(tmp_path / "x.jpg", (40, 20), exif=b"Exif\0\0garbage")
-    assert image_size(tmp_path / "x.jpg") == (40, 20)
+    assert read_header(tmp_path / "x.jpg") == (40, 20, True)
 
 
 def test_names_beyond_ascii(tmp_path):
@@ -231,7 +253,7 @@ def test_names_beyond_ascii(tmp_path):
     assert tables[0].names == ["кот", "狗"]
     assert tables[0].paths == [folder / "images/train/été 图.jpg"]
     np.testing.assert_array_equal(tables[0].classes, [1])
-    assert "été 图.txt:2" in tables[0].problems[0]
+    assert "été 图.txt:2" in lines(tables[0])[0]
     assert_equal(*tables)
 
 
@@ -262,7 +284,7 @@ def test_lists_folders_and_links(root):
     images, problems = find_images(load_data_config(root / "data.yaml"), "train")
     expected = ["images/train/a.jpg", "images/train/c.jpg", "linked/er/x.JPG", "lists/images/near.png"]
     assert images == [root / path for path in expected]
-    assert problems == [f"{root}/lists/l.txt:5: not the name of an image: notes.doc"]
+    assert list(map(str, problems)) == [f"{root}/lists/l.txt:5: not the name of an image: notes.doc"]
     assert read(root).problems == problems
 
 
@@ -353,7 +375,7 @@ def test_file_names_of_the_json(root, file_name):
     assert table.paths == [root / "images/train/a.jpg"]
     np.testing.assert_array_equal(table.image_ids, [3])
     assert len(table.problems) == 1
-    assert "2 images of the split are not listed and left out, first" in table.problems[0]
+    assert "2 images of the split are not listed and left out, first" in lines(table)[0]
 
 
 def test_doubtful_entries_of_the_json_are_reported(root):
@@ -404,10 +426,10 @@ def test_doubtful_entries_of_the_json_are_reported(root):
         "annotations[12]: segmentation",
         "annotations[13]: bbox: expected 4 numbers, found None",
     ]
-    found = [problem.removeprefix(f"{path}: ") for problem in table.problems if problem.startswith(str(path))]
+    found = [line.removeprefix(f"{path}: ") for line in lines(table) if line.startswith(str(path))]
     assert len(found) == len(starts)
     assert all(any(problem.startswith(start) for problem in found) for start in starts)
-    others = [problem for problem in table.problems if not problem.startswith(str(path))]
+    others = [line for line in lines(table) if not line.startswith(str(path))]
     assert len(others) == 1
     assert "c.jpg: not a readable image" in others[0]
 
@@ -437,7 +459,13 @@ CAT = {"id": 1, "name": "cat"}
             {"images": [IMAGE], "categories": [CAT], "annotations": [{"image_id": "1"}]},
             "annotations[0]: expected image_id",
         ),
+        (
+            {"images": [IMAGE], "categories": [CAT], "annotations": [{"image_id": 2**64, "category_id": 1}]},
+            "annotations[0]: expected image_id",
+        ),
         ({"images": [IMAGE], "categories": [CAT], "annotations": [3]}, "annotations[0]: expected a mapping"),
+        ({"images": [IMAGE], "categories": [CAT], "annotations": {}}, "annotations: expected a list"),
+        ({"images": {"1": IMAGE}, "categories": [CAT]}, "images: expected a list"),
         ({"images": [{"id": 1, "file_name": "x.jpg"}], "categories": [CAT]}, "x.jpg is not among the images"),
     ],
 )
@@ -449,6 +477,43 @@ def test_a_json_that_is_none_is_refused_in_one_line(root, content, message):
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_doubtful_annotations_are_taken_and_reported(root):
+    annotations = [
+        box(7, 5, [1, 1, 5, 5]),
+        box(17, 5, [1, 1, 5, 5]),
+        box(7, 90, [1, 1, 5, 5]),
+        box(7, 5, [1, 1, 5, 5]),
+        box(7, 5, [1, 1, 5, 5], iscrowd=1),
+        box(7, 13, [200, 1, 5, 5]),
+        box(7, 13, [90, 1, 10.9, 5]),
+        box(7, 13, [90, 1, 12, 5], segmentation=[[90, 1, 95, 6, 102, 13]]),
+    ]
+    write_coco(root, annotations)
+    table = read(root)
+    assert len(table.classes) == len(annotations)
+    found = {int(problem.what.split("[")[1].split("]")[0]): problem.kind for problem in table.problems[:-1]}
+    assert found == {2: "box-two-classes", 3: "box-duplicate", 5: "box-outside", 7: "box-over-edge"}
+    assert (table.problems[-1].kind, table.problems[-1].what[:14]) == ("polygon-flat", "annotations[7]")
+
+
+def test_keys_in_any_order_and_sizes_that_are_none(root):
+    annotations = [box(i, 2, [1, 1, 5, i]) for i in (3, 1, 3)]
+    images = [
+        {"id": i, "file_name": name, "width": size}
+        for i, name, size in zip((1, 2, 3), SIZES, ("5", 10**30, True), strict=False)
+    ]
+    path = write_coco(root, annotations, images=images, categories=[{"id": 2, "name": "dog"}])
+    tables = []
+    for keys in itertools.permutations(("images", "annotations", "categories")):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({"info": [3], **{key: content[key] for key in keys}, "licenses": [{}]}))
+        tables.append(read(root))
+    np.testing.assert_array_equal(tables[0].boxes[:, 3], [1, 3, 3])
+    assert [problem.kind for problem in tables[0].problems] == ["category", "category", "box-duplicate"]
+    for table in tables[1:]:
+        assert_equal(table, tables[0])
 
 
 def test_a_json_without_annotations_has_images_without_boxes(root):

@@ -162,6 +162,23 @@ def test_rules_of_dropping():
     assert result.classes.tolist() == [0, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("strength", "kept"),
+    [
+        (Augmentation(), [0, 1]),
+        (Augmentation(min_side=12), [0]),
+        (Augmentation(min_side=0), [0, 1, 2]),
+        (Augmentation(min_visible=0.6), [1]),
+        (Augmentation(min_visible=0), [0, 1, 3]),
+    ],
+)
+def test_the_smallest_box_kept_is_the_recipes(strength, kept):
+    boxes = np.array([[-20, 10, 20, 60], [50, 50, 60, 70], [80, 80, 81, 81], [155, 10, 255, 60]], np.float32)
+    sample = Sample(np.zeros((SIZE, SIZE, 3), np.uint8), boxes, np.arange(4))
+    result = augment.warp([Tile(sample)], np.eye(3), SIZE, strength)
+    assert result.classes.tolist() == kept
+
+
 def test_points_behind_the_horizon_leave_the_image_on_their_own_side():
     """Homogeneous coordinate 1 - 0.01 x: from x = 100 on the plane is behind the viewer."""
     matrix = np.array(((1.0, 0, 0), (0, 1, 0), (-0.01, 0, 1)))

@@ -145,7 +145,7 @@ def test_crowd_regions_are_left_out_and_outlines_stay_with_their_boxes(make_anno
     assert DetectionDataset(table, SIZE)[Draw(0)].labels[:, 0].tolist() == [1, 4]
     dataset = DetectionDataset(table, 2 * SIZE, augmentation=Augmentation())
     assert dataset[Draw(0)].labels[:, 0].tolist() == [1, 4]
-    sample = dataset._letterboxed(0, dataset._geometry(0), dataset._images.read)
+    sample = dataset._letterboxed(0, dataset._letterboxes[0], dataset._images.read)
     assert sample.polygons is not None
     assert sample.polygons[1].tolist() == (2 * triangle).tolist()
     np.testing.assert_array_equal(sample.boxes[1], [120, 20, 200, 80])

@@ -1,12 +1,15 @@
 """Image files: damaged ones are told apart from those that can still be used."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from data.images import image_size, read_image
+from data.images import read_header, read_image
 from utils.options import InputError
 
 
@@ -16,14 +19,11 @@ def picture() -> np.ndarray:
 
 
 @pytest.mark.parametrize("missing", [2, 10, 300])
-def test_a_jpeg_without_its_end_gives_what_there_is(
-    tmp_path: Path, missing: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_jpeg_without_its_end_gives_what_there_is(tmp_path: Path, missing: int) -> None:
     encoded = cv2.imencode(".jpg", picture())[1].tobytes()
     path = tmp_path / "cut.jpg"
     path.write_bytes(encoded[:-missing])
-    assert image_size(path) == (64, 48)
-    assert "the end of the file is missing" in caplog.text
+    assert read_header(path) == (64, 48, False)
     found = read_image(path)
     assert found.shape == (48, 64, 3)
     assert np.abs(found[:8].astype(int) - picture()[:8]).mean() < 10
@@ -35,7 +35,7 @@ def test_a_file_cut_before_its_pixels_is_refused(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(encoded[:40])
     with pytest.raises(InputError, match="cut") as caught:
-        image_size(path)
+        read_header(path)
     assert "\n" not in str(caught.value)
 
 
@@ -43,4 +43,21 @@ def test_whole_files_are_not_decoded_for_their_size(tmp_path: Path, monkeypatch:
     for suffix in (".png", ".jpg", ".bmp", ".webp", ".tif"):
         cv2.imwrite(str(tmp_path / f"whole{suffix}"), picture())
     monkeypatch.setattr(cv2, "imdecode", None)
-    assert {image_size(path) for path in tmp_path.iterdir()} == {(64, 48)}
+    assert {read_header(path) for path in tmp_path.iterdir()} == {(64, 48, True)}
+
+
+def test_an_image_too_large_for_pillow_has_the_size_that_opencv_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2.imwrite(str(tmp_path / "large.png"), picture())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_header(tmp_path / "large.png") == (64, 48, True)
+
+
+def test_an_image_too_large_for_opencv_is_told(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 30_000, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path = tmp_path / "huge.png"
+    path.write_bytes(start + b"\0\0\0\0IDAT\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82")
+    with pytest.raises(InputError, match=r"huge\.png: has more pixels than OpenCV decodes; set OPENCV_IO_MAX"):
+        read_image(path)

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data.polygons import Polygons
+from data import rows
+from data.polygons import Polygons, without_area
 
 SIZE = 100
 
@@ -57,3 +58,32 @@ def test_clip_agrees_with_a_convex_intersection(seed):
         assert cv2.contourArea(clipped[row]) == pytest.approx(area, rel=1e-3)
         bounds = np.concatenate((expected.min((0, 1)), expected.max((0, 1))))
         np.testing.assert_allclose(clipped.bounds_xyxy()[row], bounds, atol=0.05)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_polygons_without_area(scale: int):
+    rng = np.random.default_rng(0)
+    lines = [(start := rng.random(2)) + rng.random((4, 1)) * (rng.random(2) - start) for _ in range(20)]
+    parts = [*rng.random((20, 5, 2)), *lines, np.zeros((0, 2)), np.array([[0, 0], [1, 1], [1, 0], [0, 1]])]  # a bow tie
+    points = np.concatenate(parts) * scale
+    found = without_area(points, np.array([len(part) for part in parts]))
+    boxes = [np.ptp(part, axis=0).prod() if len(part) else 0 for part in parts]
+    areas = [cv2.contourArea(part.astype(np.float32)) for part in parts]
+    expected = [len(part) > 0 and area < 1e-4 * box for part, area, box in zip(parts, areas, boxes, strict=True)]
+    assert found.tolist() == expected
+    assert sum(expected) == 21
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_polygons_without_area_are_flat(monkeypatch, block):
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    line = [(10, 10), (20, 20), (30, 30)]
+    there_and_back = [(5, 5), (50, 5), (50, 60), (50, 5)]
+    point = [(1e6, 1e6)] * 4
+    corner = [(0, 0), (9, 0), (0, 9)]
+    far = [(1e6, 1e6), (1e6 + 1, 1e6), (1e6, 1e6 + 1)]
+    parts = [[], line, corner, [], there_and_back, far, point, []]
+    polygons = _flat(parts)
+    assert without_area(polygons.points, polygons.lengths).nonzero()[0].tolist() == [1, 4, 6]
+    assert without_area(polygons.points[:0], polygons.lengths[:0]).tolist() == []
+    assert without_area(polygons.points[:0], np.zeros(3, np.int64)).tolist() == [False] * 3

@@ -145,3 +145,38 @@ def test_an_odd_side_is_refused() -> None:
     model = fold(load_model("yolov5-spd-n.yaml"))
     with pytest.raises(AssertionError, match="not divisible"):
         model(torch.rand(1, 3, 63, 64))
+
+
+def test_joined_normalisation_and_activation_keep_statistics_and_one_map_less() -> None:
+    torch.manual_seed(0)
+    plain = load_model("yolov5-spd-n.yaml").double().train()
+    folded = fold(copy.deepcopy(plain))
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    kept = []
+    for model in (plain, folded):
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            if tensor.ndim == 4 and len(tensor) == len(images):  # maps, not parameters
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            raw = model(images)
+        kept.append(sum(sizes.values()))
+        torch.stack([level.sin().sum() for level in raw]).sum().backward()
+    assert kept[1] < 0.72 * kept[0]
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(folded.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+    for one, other in zip(plain.parameters(), folded.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-6, atol=1e-9)
+    norms = [node for node in folded.folded[0].graph.nodes if str(node.target).endswith(".activated")]
+    assert len(norms) == sum(isinstance(module, torch.nn.BatchNorm2d) for module in plain.modules())
+
+
+def test_a_frozen_row_in_training_gets_no_gradient_folded() -> None:
+    model = fold(load_model("yolov5-spd-n.yaml").train())
+    model.model[0].requires_grad_(False)
+    torch.stack([level.sum() for level in model(torch.rand(2, 3, 64, 64))]).sum().backward()
+    assert all(parameter.grad is None for parameter in model.model[0].parameters())
+    assert all(parameter.grad is not None for parameter in model.model[1].parameters())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.yolo import load_model
 from tests.utils.damage import flipped_files
 from utils.checkpoint import (
     FORMAT,
@@ -18,6 +19,7 @@ from utils.checkpoint import (
     rng_state,
     save_checkpoint,
     strip,
+    training_scale,
     transfer,
 )
 from utils.options import InputError
@@ -55,6 +57,7 @@ def content(**others):
         "best": 0.25,
         "options": {"img": 320, "weights": None},
         "hyp": {"lr0": 0.01},
+        "scale": 0.5,
         "versions": {"torch": str(torch.__version__)},
         **others,
     }
@@ -72,6 +75,18 @@ def saved(tmp_path):
     path, made = tmp_path / "last.pt", content()
     save_checkpoint(path, made)
     return path, made
+
+
+def test_the_scale_of_training_is_read_where_there_is_one(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    assert training_scale(path) == 0.5
+    old = torch.load(path, weights_only=True)
+    del old["scale"]
+    torch.save(old, path)
+    assert load_checkpoint(path)["scale"] is None
+    with pytest.raises(InputError, match=r"last\.pt: does not tell at what scale it was trained"):
+        training_scale(path)
 
 
 def test_a_round_trip_gives_the_same_state(saved):
@@ -224,10 +239,25 @@ def test_transfer_copies_by_name_and_shape(tmp_path):
     assert report.mismatched == {"3.weight": ((5, 4, 1, 1), (2, 4, 1, 1))}
     for key, value in target.state_dict().items():
         assert torch.equal(value, source[key] if key in report.copied else kept[key])
-    assert str(report) == (
+    assert str(report).splitlines() == [
         "6 of 9 tensors carried over, 1 of another shape (3.weight: (5, 4, 1, 1) for (2, 4, 1, 1)), "
-        "1 missing (1.weight), 1 unused (9.weight), 1 left out (1.running_var)"
-    )
+        "1 missing (1.weight), 1 unused (9.weight), 1 left out (1.running_var)",
+        "  1.running_var: 1 of 1 tensors anew: 1.running_var left out",
+        "  1.weight: 1 of 1 tensors anew: 1.weight missing",
+        "  3.weight: 1 of 1 tensors anew: 3.weight (5, 4, 1, 1) there, (2, 4, 1, 1) here",
+    ]
+
+
+def test_transfer_tells_each_row_that_starts_anew(tmp_path):
+    source = load_model("yolov5-spd-n.yaml", names=["a"])
+    target = load_model("yolov5-spd-n.yaml", names=["a", "b"])
+    report = transfer(target, Weights({}, [], source.state_dict(), tmp_path), exclude=["anchors"])
+    first, *rows = str(report).splitlines()
+    assert first.startswith("342 of 349 tensors carried over, 6 of another shape")
+    assert rows == [
+        "  model.30: 7 of 7 tensors anew: anchors left out, m.0.weight (18, 64, 1, 1) there, (21, 64, 1, 1) here, "
+        "m.0.bias (18,) there, (21,) here, ..."
+    ]
 
 
 def test_a_whole_transfer_reads_briefly():

@@ -76,3 +76,16 @@ def test_detections_become_rows_of_a_batch():
     rows = drawing.as_batch_boxes(detections, (100, 200))
     assert rows.tolist() == [pytest.approx([1, 2, 0.2, 0.2, 0.2, 0.2, 0.7])]
     assert drawing.as_batch_boxes([], (100, 200)).shape == (0, 7)
+
+
+@pytest.mark.parametrize("text", ["a.jpg", "line\nline", "яблоко\nЮлия.jpg", "a long name " * 9])
+def test_titles_are_light_on_dark_at_the_foot(text: str):
+    tile = np.full((120, 160, 3), 114, np.uint8)
+    drawing.write_title(tile, text)
+    height = drawing.TITLE_LINE * len(text.split("\n")) + 2
+    assert (tile[: 119 - height] == 114).all()
+    plate = tile[119 - height : 119, :6]
+    assert (plate != 114).all()
+    for number in range(len(text.split("\n"))):
+        line = tile[119 - height + number * drawing.TITLE_LINE :][: drawing.TITLE_LINE]
+        assert line.max() > 200

@@ -1,14 +1,18 @@
 """The parts of the engine that the scripts' tests do not reach."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from data.dataset import letterboxed_item
 from data.loader import collate
+from models.fold import fold
 from models.yolo import load_model
 from tests.formula import fill_by_formula
-from utils.engine import NmsSettings, Predictor, find_amp, image_weights
+from utils.engine import LOSSES, NmsSettings, Predictor, find_amp, image_weights
+from utils.loss import DetectionLoss
 
 
 def test_images_with_rare_and_badly_found_classes_weigh_more() -> None:
@@ -67,3 +71,25 @@ def test_half_is_close_to_full() -> None:
 
 def test_amp_is_what_the_hardware_has() -> None:
     assert find_amp(torch.device("cpu")) in (None, torch.bfloat16)
+
+
+def test_fifty_steps_lose_the_same_folded_and_plain(tiny_cfg: str) -> None:
+    """In double precision: in single, rounding alone drives any two runs apart within twenty steps."""
+    torch.manual_seed(0)
+    images, boxes = torch.rand(4, 3, 64, 64, dtype=torch.float64), torch.rand(12, 6)
+    boxes[:, 0], boxes[:, 1] = torch.arange(12) % 4, torch.arange(12) % 80
+    start, losses = load_model(tiny_cfg).double().train(), []
+    for prepare in (fold, lambda model: model):
+        model = prepare(copy.deepcopy(start))
+        criterion = DetectionLoss(model.head.anchors.float(), 80, {"box": 0.05, "obj": 1.0, "cls": 0.5})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        losses.append([])
+        for _ in range(50):
+            found = criterion(model(images), boxes)
+            loss = torch.stack([found[name] for name in LOSSES]).sum() * 4
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append([found[name].item() for name in LOSSES])
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    assert np.sum(losses[0][-1]) < 0.8 * np.sum(losses[0][0])

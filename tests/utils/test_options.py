@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from utils.hyp import Hyp, load_hyp
 from utils.options import ROOT, InputError, Ranged, find_yaml, from_mapping, option, parse, read_yaml, run_script
 
@@ -137,3 +138,9 @@ def test_values_out_of_range(tmp_path: Path, line: str) -> None:
 def test_gains_scale_as_in_yolov5() -> None:
     gains = Hyp(box=0.05, cls=0.5, obj=1.0).scaled_gains(classes=20, scales=4, size=320)
     assert gains == pytest.approx({"box": 0.05 * 3 / 4, "cls": 0.5 * 20 / 80 * 3 / 4, "obj": 0.25 * 3 / 4})
+
+
+def test_options_know_which_were_given() -> None:
+    assert parse(train.Options, ["--epochs", "100", "--img", "64"]).given == {"epochs", "imgsz"}
+    assert train.Options(epochs=100).given == {"epochs"}
+    assert parse(train.Options, []) == train.Options()

@@ -92,9 +92,9 @@ def test_metrics_json_has_no_nan_and_sorted_keys(tmp_path: Path):
 
 
 ROWS = [
-    {"class": "disc", "images": 4, "labels": 9, "P": 0.5, "R": 0.25, "AP50": 0.4, "AP": np.float64(1 / 3), "AP_S": NAN},
+    {"name": "disc", "images": 4, "labels": 9, "P": 0.5, "R": 0.25, "AP50": 0.4, "AP": np.float64(1 / 3), "AP_S": NAN},
     {
-        "class": "a name, with a comma",
+        "name": "a name, with a comma",
         "images": 0,
         "labels": 0,
         "P": NAN,
@@ -107,23 +107,40 @@ ROWS = [
 
 
 def test_per_class_csv(tmp_path: Path):
-    report.write_per_class_csv(tmp_path / "per_class.csv", ROWS)
+    report.write_csv(tmp_path / "per_class.csv", ROWS)
     with (tmp_path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == [row["class"] for row in ROWS]
+    assert [row["name"] for row in rows] == [row["name"] for row in ROWS]
     assert rows[0]["AP"] == "0.333333"
     assert rows[1]["AP"] == "nan"
     assert rows[0]["labels"] == "9"
 
 
 def test_console_table_has_a_line_for_all_and_one_for_each_class():
-    metrics = {"images": 4, "labels": 9, **dict.fromkeys(report.METRICS, 0.5), "AP_L": NAN}
+    metrics = {"images": 4, "labels": 9, **dict.fromkeys((*report.METRICS, "AP_S", "AP_M"), 0.5), "AP_L": NAN}
     lines = report.console_table(metrics, ROWS).splitlines()
     assert lines[0].split() == ["Class", "Images", "Labels", "P", "R", "AP50", "AP75", "AP", "AP_S", "AP_M", "AP_L"]
     assert lines[1].split() == ["all", "4", "9", *["0.500"] * 7, "-"]
     assert lines[2].split() == ["disc", "4", "9", "0.500", "0.250", "0.400", "-", "0.333", "-", "-", "-"]
     assert len({len(line) for line in lines}) == 1
     assert report.console_table(metrics).splitlines()[0] == lines[0]
+    other = report.console_table(metrics | {"AP_96-inf": 0.25}, bands=["AP_96-inf"]).splitlines()
+    assert other[0].split()[-2:] == ["AP", "AP_96-inf"]
+    assert other[1].split()[-2:] == ["0.500", "0.250"]
+
+
+def test_comparison_has_a_line_for_each_origin():
+    lines = report.comparison_table({"ours": {"AP": 0.12345, "AP_L": NAN}, "others": {"AP_L": NAN, "AP": 0.5}})
+    assert [line.split() for line in lines.splitlines()] == [
+        ["AP", "AP_L"],
+        ["ours", "0.1235", "-"],
+        ["others", "0.5000", "-"],
+    ]
+
+
+def test_versions_are_those_imported():
+    assert report.versions()["torch"] == torch.__version__
+    assert set(report.versions()) >= {"python", "numpy", "opencv", "pycocotools", "faster-coco-eval"}
 
 
 class Doubler(nn.Module):
