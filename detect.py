@@ -1,37 +1,28 @@
-"""Find objects in images and videos.
+"""Find objects in images, videos and streams.
 
     python detect.py --weights runs/train/exp/weights/best.pt --source path/to/images --img 320
 
 Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
-import csv
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
-import torch
-from torch import Tensor
-
-from data.dataset import letterboxed_item
-from data.loader import collate
-from data.sources import Frame, Source, VideoWriter, open_source
-from utils.boxes import resize
-from utils.drawing import draw_detections
-from utils.engine import Detector, NmsSettings, Predictor
-from utils.options import InputError, Ranged, option, run_script
-from utils.report import folder_names, unique_stems, write_text_atomically
-from utils.runs import check_image_size, make_run_folder, open_model, start_logging
+from data.frames import Source
+from data.sources import open_source
+from data.streams import StreamSettings
+from utils.detection import Detection, Style
+from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output, Pictures, TxtFiles
+from utils.engine import NmsSettings, Predictor
+from utils.options import InputError, Ranged, option, refuse_unknown, run_script
+from utils.runs import StopSignals, check_image_size, make_run_folder, open_model, start_logging
 from utils.tiles import MERGES, TiledPredictor, tiled
-from utils.upstream import Progress, progress, save_one_box, select_device
-from utils.validation import yolo_lines
-
-WRITABLE = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-CSV_COLUMNS = ("image", "frame", "class", "name", "confidence", "x1", "y1", "x2", "y2")
+from utils.upstream import Progress, progress, select_device
+from utils.window import Window
 
 
 @dataclass
@@ -39,20 +30,30 @@ class Options(Ranged):
     """Command line of detect.py; a field is a flag."""
 
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
-    source: str = option("data/images", "image, folder, pattern, .txt list or video")
+    source: str = option(
+        "data/images",
+        "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, https file, "
+        "or 'screen [monitor] [left top width height]'",
+    )
     imgsz: list[int] | int = option(
         [640], "image size in pixels, of the longer side; of two, the larger", aliases=("--img", "--img-size"), least=1
     )
     conf_thres: float = option(0.25, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
+    class_conf: list[str] | None = option(None, "another least confidence for some classes: person=0.4 2=0.6")
     iou_thres: float = option(0.45, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
     max_det: int = option(1000, "most detections of an image", least=1)
     device: str = option("", "cpu, or a GPU's number; empty chooses")
+    view_img: bool = option(False, "show what is found in a window; q ends")
     save_txt: bool = option(False, "write the detections as YOLO txt")
+    save_format: int = option(
+        0, "a box in the txt files: 0 x y w h, 1 x1 y1 x2 y2, divided by the image's size", choices=(0, 1)
+    )
     save_csv: bool = option(False, "write predictions.csv, a row for each detection")
+    save_json: bool = option(False, "write predictions.json, and predictions_coco.json in COCO's result form")
     save_conf: bool = option(False, "put the confidence into the txt files")
     save_crop: bool = option(False, "save each detection as a picture")
     nosave: bool = option(False, "save no drawn images or videos")
-    classes: list[int] | None = option(None, "keep these classes only, by number")
+    classes: list[str] | None = option(None, "keep these classes only, by name or number")
     agnostic_nms: bool = option(False, "suppress across classes")
     augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
     project: str = option("runs/detect", "folder of runs")
@@ -62,13 +63,17 @@ class Options(Ranged):
     overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
     full: bool = option(True, "with tiles, look at the whole image, too")
     merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
-    batch_size: int = option(16, "tiles in a forward pass", aliases=("--batch",), least=1)
+    batch_size: int = option(
+        8, "a file's frames, or an image's tiles, in a forward pass", aliases=("--batch",), least=1
+    )
     line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-    vid_stride: int = option(1, "take every so many frames of a video", least=1)
+    vid_stride: int = option(1, "take every so many frames of a video or stream", least=1)
+    stream_buffer: bool = option(False, "let a stream's frames wait rather than drop them to stay live")
+    reconnect: int = option(10, "attempts in a row to get a lost stream back", least=0)
 
 
 def run(**options: object) -> Path:
@@ -81,15 +86,10 @@ def main(options: Options) -> tuple[Path, Source]:
     logger = start_logging()
     if not options.weights:
         raise InputError("--weights: give the checkpoint to detect with")
-    source = open_source(options.source, vid_stride=options.vid_stride)
     model = open_model(options.weights)
-    if any(not 0 <= label < len(model.names) for label in options.classes or []):
-        raise InputError(f"--classes {options.classes}: the model has classes 0 to {len(model.names) - 1}")
+    settings = _nms_settings(options, model.names)
     sizes = options.imgsz if isinstance(options.imgsz, list) else [options.imgsz]
     size = check_image_size(max(sizes), model.max_stride)
-    settings = NmsSettings(
-        options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms
-    )
     predictor = Predictor(
         model,
         select_device(options.device),
@@ -99,136 +99,114 @@ def main(options: Options) -> tuple[Path, Source]:
         folded=options.fold,
     )
     detector = tiled(predictor, options, size)
-    folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
-    frames = 0
-    with Output(folder, model.names, source.files, options) as output:
-        for frame in _with_progress(source, detector):
-            item = letterboxed_item(frame.image, size, model.max_stride)
-            output.write(frame, detector(collate([item])).original[0].cpu())
-            frames += 1
-    times = predictor.watch.seconds.items()
-    speeds = ", ".join(f"{1e3 * value / max(frames, 1):.1f} ms {name}" for name, value in times)
-    logger.info(f"{frames} frames, {output.summary()}; {speeds} a frame")
-    logger.info(f"results in {folder}")
+    streams = StreamSettings(keep_all=options.stream_buffer, reconnect=options.reconnect)
+    window = Window() if options.view_img else None
+    with StopSignals(), open_source(options.source, vid_stride=options.vid_stride, streams=streams) as source:
+        folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
+        output = Output(model.names, _forms(folder, model.names, options))
+        style = None if options.nosave and window is None else _style(options)
+        detection = Detection(source, detector, size, model, output, style, options.batch_size)
+        try:
+            with output, closing(window) if window else nullcontext():
+                _detect(detection, window)
+        finally:  # a stream has no end but a signal
+            times = detector.watch.seconds.items()
+            speeds = ", ".join(f"{1e3 * value / max(output.frames, 1):.1f} ms {name}" for name, value in times)
+            logger.info(f"{output.frames} frames, {output.summary()}; {speeds} a frame")
+            logger.info(f"results in {folder}")
     return folder, source
 
 
-def _with_progress(source: Source, detector: Detector) -> Iterator[Frame]:
-    """Frames with a bar that counts files, and tells the frame of a video and the tile of an image."""
-    bar: Progress[Frame] = progress(description="detect", total=len(source.files), unit="file")
+def _nms_settings(options: Options, names: list[str]) -> NmsSettings:
+    conf = _thresholds(options.class_conf, options.conf_thres, names) if options.class_conf else options.conf_thres
+    classes = [_class_number(str(name), names, "--classes") for name in options.classes or []]
+    return NmsSettings(conf, options.iou_thres, options.max_det, classes or None, options.agnostic_nms)
+
+
+def _thresholds(texts: list[str], usual: float, names: list[str]) -> list[float]:
+    """The least confidence of each class: the usual one, or as texts such as person=0.4 say."""
+    limits = [usual] * len(names)
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if not name or not re.fullmatch(r"0?\.\d+|[01]", value):
+            raise InputError(f"--class-conf {text}: expected NAME=CONFIDENCE or NUMBER=CONFIDENCE, such as person=0.4")
+        limits[_class_number(name, names, "--class-conf")] = float(value)
+    return limits
+
+
+def _class_number(text: str, names: list[str], flag: str) -> int:
+    """The class of this name or number."""
+    if text in names:
+        return names.index(text)
+    if not text.removeprefix("-").isdecimal():
+        refuse_unknown([text], names, flag)
+    if not 0 <= int(text) < len(names):
+        raise InputError(f"{flag} {text}: the model has classes 0 to {len(names) - 1}")
+    return int(text)
+
+
+def _style(options: Options) -> Style:
+    """How boxes are drawn: into the frames themselves, which may be large, unless crops are cut from them later."""
+    return Style(options.line_thickness, options.hide_labels, options.hide_conf, copy=options.save_crop)
+
+
+def _forms(folder: Path, names: list[str], options: Options) -> list[Form]:
+    """What is to be written."""
+    forms: list[Form] = []
+    if options.save_txt:
+        forms.append(TxtFiles(folder / "labels", options.save_conf, corners=options.save_format == 1))
+    if options.save_csv:
+        forms.append(CsvFile(folder / "predictions.csv", names))
+    if options.save_json:
+        forms.append(JsonFiles(folder / "predictions.json", folder / "predictions_coco.json", names))
+    if options.save_crop:
+        forms.append(Crops(folder / "crops", names))
+    if not options.nosave:
+        forms.append(Pictures(folder))
+    return forms
+
+
+def _detect(detection: Detection, window: Window | None) -> None:
+    with detection.pipeline() as results:
+        for found in _with_progress(detection, results):
+            if window is not None and found.picture is not None and not window.show(found.stem, found.picture):
+                break
+
+
+def _with_progress(detection: Detection, results: Iterable[Found]) -> Iterator[Found]:
+    """The results with a bar that counts files, or the frames of a single video or of streams, and tells of tiles."""
+    source = detection.source
+    bar: Progress[Found] = progress(description="detect", total=len(source.files), unit="file")
     with bar:
-        last = None
-        if isinstance(detector, TiledPredictor):
-            detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
-        for frame in source:
-            if last is not None and frame.path != last:
+        if isinstance(detection.detector, TiledPredictor):
+            detection.detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
+        path, by_frame = source.files[0], False
+        for found in results:
+            frame = found.frame
+            if frame.is_video and not by_frame and (source.live or len(source.files) == 1):
+                by_frame = True
+                bar.count(frame.count, "frame")
+            place = f" {frame.number}/{frame.count or '?'}" if frame.is_video and not by_frame else ""
+            speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in detection.milliseconds.items())
+            bar.describe(f"{found.stem}{place}: {len(found.rows)} found, {speeds}")
+            if by_frame or frame.path != path:
                 bar.update()
-            last = frame.path
-            if frame.is_video:
-                bar.describe(f"detect {frame.path.name} frame {frame.index + 1}/{frame.count or '?'}")
-            yield frame
-        bar.update()
-
-
-class Output:
-    """Everything that detection writes, frame by frame; a context manager that closes what is open."""
-
-    def __init__(self, folder: Path, names: list[str], files: list[Path], options: Options) -> None:
-        self.folder = folder
-        self.names = names
-        self.options = options
-        self.found = [0] * len(names)
-        self._folder_names = folder_names(names)
-        self._stack = ExitStack()
-        self._stems = dict(zip(files, unique_stems(files), strict=True))
-        self._video: tuple[Path, VideoWriter] | None = None
-        self._csv: Any = self._open_csv() if options.save_csv else None
-
-    def __enter__(self) -> "Output":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close_video()
-        self._stack.close()
-
-    def write(self, frame: Frame, rows: Tensor) -> None:
-        """Write a frame with its detections (n, 6) in every form that was asked for."""
-        for label in rows[:, 5].long().tolist():
-            self.found[label] += 1
-        stem = self._stems[frame.path]
-        name = f"{stem}_{frame.index + 1}" if frame.is_video else stem
-        if self.options.save_txt and len(rows):
-            labels = self.folder / "labels"
-            labels.mkdir(exist_ok=True)
-            size = torch.tensor((frame.image.shape[1], frame.image.shape[0]) * 2)
-            write_text_atomically(labels / f"{name}.txt", yolo_lines(rows, size, self.options.save_conf))
-        if self.options.save_csv:
-            self._write_csv(frame, rows)
-        if self.options.save_crop:
-            for row in rows:
-                path = self.folder / "crops" / self._folder_names[int(row[5])] / f"{name}.jpg"
-                save_one_box(row[:4], frame.image, file=path, BGR=True)
-        if not self.options.nosave:
-            self._draw(frame, rows, stem)
-
-    def summary(self) -> str:
-        """How many of which class were found."""
-        counts = [f"{count} {name}" for name, count in zip(self.names, self.found, strict=True) if count]
-        return ", ".join(counts) or "nothing found"
-
-    def _draw(self, frame: Frame, rows: Tensor, stem: str) -> None:
-        options = self.options
-        picture = draw_detections(
-            frame.image,
-            rows,
-            self.names,
-            line_width=options.line_thickness,
-            hide_labels=options.hide_labels,
-            hide_conf=options.hide_conf,
-            copy=False,  # nothing looks at the image after this, and it may be large
-        )
-        if frame.is_video:
-            writer = self._writer(frame, stem)
-            writer.write(resize(picture, writer.size_wh))  # a video may change its size on the way
-            return
-        suffix = frame.path.suffix if frame.path.suffix.lower() in WRITABLE else ".jpg"
-        encoded = cv2.imencode(suffix, picture)[1]
-        encoded.tofile(self.folder / f"{stem}{suffix}")  # by numpy, which takes any file name
-
-    def _writer(self, frame: Frame, stem: str) -> VideoWriter:
-        """The open video of this frame's file."""
-        if self._video is None or self._video[0] != frame.path:
-            self._close_video()
-            size = (frame.image.shape[1], frame.image.shape[0])
-            self._video = frame.path, VideoWriter(self.folder / f"{stem}.mp4", fps=frame.fps, size_wh=size)
-        return self._video[1]
-
-    def _close_video(self) -> None:
-        if self._video is not None:
-            self._video[1].close()
-            self._video = None
-
-    def _open_csv(self) -> Any:
-        file = self._stack.enter_context((self.folder / "predictions.csv").open("w", newline="", encoding="utf-8"))
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        return writer
-
-    def _write_csv(self, frame: Frame, rows: Tensor) -> None:
-        number = frame.index + 1 if frame.is_video else ""
-        for x1, y1, x2, y2, confidence, label in rows.tolist():
-            corners = (f"{value:.2f}" for value in (x1, y1, x2, y2))
-            row = (frame.path, number, int(label), self.names[int(label)], f"{confidence:.5f}", *corners)
-            self._csv.writerow(row)
+            path = frame.path
+            yield found
+        if not by_frame:
+            bar.update()
 
 
 def command_line(options: Options) -> None:
     """Detect; exit with 1 when a part of the source could not be read, the rest being done."""
     _, source = main(options)
-    if source.failures:
-        sys.stderr.write(f"{len(source.failures)} of {len(source.files)} files could not be read\n")
+    if source.failures or source.notes:
+        of_all = f"of {len(source.files)} {'streams' if source.live else 'files'}"
+        parts = ((source.failures, "could not be read"), (source.notes, "ended too early"))
+        told = [f"{len(lines)} {of_all} {what}" for lines, what in parts if lines]
+        sys.stderr.write(f"{', '.join(told)}\n")
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    run_script(command_line, Options, "Find objects in images and videos.")
+    run_script(command_line, Options, "Find objects in images, videos and streams.")

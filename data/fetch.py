@@ -62,6 +62,7 @@ class _Part:
     """The bytes of a file that are there so far, and the validator of the version that they are from."""
 
     path: Path
+    largest: int | None = None  # bytes that it may grow to
 
     @property
     def _validator_file(self) -> Path:
@@ -89,14 +90,14 @@ class _Part:
         self._validator_file.unlink(missing_ok=True)
 
 
-def fetch(archive: Archive, file: Path) -> None:
+def fetch(archive: Archive, file: Path, *, largest: int | None = None) -> None:
     """Download `archive.url` to `file`, which appears when it is whole and checked.
 
     Raises:
-        InputError: the server does not give it, it is not what the data YAML says, or the disk has no room for it and
-            as much again for what is in it.
+        InputError: the server does not give it, it is not what the data YAML says, it has more than `largest` bytes,
+            or the disk has no room for it and as much again for what is in it.
     """
-    part = _Part(file.with_name(file.name + ".part"))
+    part = _Part(file.with_name(file.name + ".part"), largest)
     if part.size != archive.size:  # else only the check and the renaming are missing
         _download(archive, part)
     try:
@@ -155,6 +156,7 @@ def _attempt(archive: Archive, part: _Part) -> None:
     with _explained(archive, part), opener.open(request, timeout=TIMEOUT) as response:
         start, total = _place(response, part)
         _check_size(archive, total)
+        _check_largest(archive, part, total or 0)
         _check_room(archive, part.path.parent, start, total or archive.size)
         if start == 0:  # the server has another version than the part, or gives no ranges
             part.start(_validator(response))
@@ -207,6 +209,11 @@ def _validator(response: http.client.HTTPResponse) -> str:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
+def _check_largest(archive: Archive, part: _Part, size: int) -> None:
+    if part.largest is not None and size > part.largest:
+        raise InputError(f"{archive.url}: has more than the {part.largest:,} bytes that are allowed")
+
+
 def _check_room(archive: Archive, folder: Path, have: int, total: int | None) -> None:
     free, needed = shutil.disk_usage(folder).free, 2 * (total or 0) - have
     if needed > free:
@@ -222,6 +229,7 @@ def _copy(archive: Archive, response: http.client.HTTPResponse, part: _Part, sta
         while block := response.read(BLOCK):
             out.write(block)
             bar.update(len(block))
+            _check_largest(archive, part, out.tell())
             if archive.size and out.tell() > archive.size:
                 break  # of an answer without a length
     if total is not None and part.size < total:

@@ -1,102 +1,106 @@
-"""What detection looks at, images and videos named in any of YOLOv5's ways, and the video that it writes.
-
-A file that cannot be read does not stop the others: it is logged, and remembered in `Source.failures`.
-"""
+"""What detection looks at, named in any of YOLOv5's ways: files, one on the network, cameras, streams, the screen."""
 
 import glob
 import logging
-import math
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote, urlsplit
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
+from data.config import Archive
+from data.fetch import fetch
+from data.frames import Frame, Source, in_groups
 from data.images import SUFFIXES, read_image
+from data.screen import Screen
+from data.streams import Streams, StreamSettings, is_stream, shown
+from data.video import SUFFIXES as VIDEO_SUFFIXES
+from data.video import read_video
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
-VIDEO_SUFFIXES = frozenset(
-    {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
-)
-USUAL_FPS = 30.0  # for a video that does not say
-
-
-@dataclass(frozen=True)
-class Frame:
-    """An image to look at.
-
-    Attributes:
-        path: the file it is from.
-        image: (H, W, 3) BGR.
-        index: its number in the video, from 0; 0 for an image.
-        is_video: whether the file is a video.
-        fps: frames per second of those given, the video's own divided by the stride; 0 for an image.
-        count: frames of the video that will be given, as the file claims; None if it does not say; 1 for an image.
-    """
-
-    path: Path
-    image: npt.NDArray[np.uint8]
-    index: int = 0
-    is_video: bool = False
-    fps: float = 0.0
-    count: int | None = 1
+LARGEST = 4 << 30  # bytes of a file from the network
+EXPECTED = "an image, a video, a folder, a pattern, a .txt or .streams list, a camera's number, a URL or 'screen'"
 
 
 @dataclass
-class Source:
-    """Frames of `files`, in their order; `failures` and `notes` are filled while they are read."""
+class Files(Source):
+    """Frames of image and video files, in their order."""
 
-    files: list[Path]
     vid_stride: int = 1
-    failures: list[str] = field(default_factory=list)  # files that could not be read, a line each
-    notes: list[str] = field(default_factory=list)  # files that were read, but not as they claim
 
-    def __iter__(self) -> Iterator[Frame]:
+    def groups(self, most: int) -> Iterator[list[Frame]]:
+        """Give runs of frames of one size, as long as `most` and memory allow."""
+        return in_groups(self._frames(), most)
+
+    def _frames(self) -> Iterator[Frame]:
         for path in self.files:
-            if _is_video(path):
-                yield from self._video(path)
-                continue
             try:
-                image = read_image(path)
+                if _is_video(path):
+                    yield from read_video(path, stride=self.vid_stride, notes=self.notes)
+                else:
+                    yield Frame(path, read_image(path))
             except InputError as error:
-                self._fail(str(error))
-            else:
-                yield Frame(path, image)
-
-    def _video(self, path: Path) -> Iterator[Frame]:
-        """Every `vid_stride`-th frame; the others are skipped without being decoded into an image."""
-        capture = cv2.VideoCapture(str(path))
-        try:
-            fps, claimed = _rate(capture), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            count = math.ceil(claimed / self.vid_stride) if claimed > 0 else None
-            index = 0
-            while capture.grab():
-                if index % self.vid_stride == 0:
-                    decoded, image = capture.retrieve()
-                    if not decoded:
-                        break
-                    yield Frame(path, image, index, True, fps / self.vid_stride, count)  # type: ignore[arg-type]
-                index += 1
-        finally:
-            capture.release()
-        if index == 0:
-            self._fail(f"{path}: not a video that OpenCV can decode" if path.is_file() else f"{path}: no such file")
-        elif index < claimed:
-            self.notes.append(f"{path}: ends after {index} of {claimed} frames")
-            LOGGER.warning(self.notes[-1])
-
-    def _fail(self, line: str) -> None:
-        self.failures.append(line)
-        LOGGER.warning("skipped: %s", line)
+                self.failures.append(str(error))
+                LOGGER.warning("skipped: %s", error)
 
 
-def _rate(capture: cv2.VideoCapture) -> float:
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if math.isfinite(fps) and fps > 0 else USUAL_FPS
+class RemoteFile(Files):
+    """Frames of an image or video on the network, which is on this machine as long as the source is open."""
+
+    def __init__(self, url: str, *, vid_stride: int = 1) -> None:
+        """Fetch it.
+
+        Raises:
+            InputError: the address is not https, or the file cannot be had.
+        """
+        if urlsplit(url).scheme.lower() != "https":
+            raise InputError(f"{shown(url)}: files are fetched over https alone; put a stream into a .streams list")
+        self._folder = tempfile.TemporaryDirectory(prefix="yolov5-spd-")
+        self._address = shown(url)
+        file = Path(self._folder.name, Path(urlsplit(url).path).name)
+        fetch(Archive(quote(url, safe="!#$%&'()*+,/:;=?@[]~")), file, largest=LARGEST)
+        super().__init__([file], vid_stride=vid_stride)
+
+    def _frames(self) -> Iterator[Frame]:
+        for frame in super()._frames():
+            yield replace(frame, address=self._address)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+
+def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | None = None) -> Source:
+    """Find what `text` names; of files none is opened yet, streams are connected to, a file on the network is fetched.
+
+    Args:
+        text: an image, a video, a folder (its own files, sorted), a pattern (`images/*.jpg`, `**` for folders below),
+            a .txt list with a path a line, relative to the list's folder or to the current one, a camera's number, the
+            URL of a stream, a .streams list with a camera or URL a line, the https address of an image or video, or
+            `screen [monitor] [left top width height]`.
+        vid_stride: every how many frames of a video or stream one is given.
+        streams: how streams are read otherwise.
+
+    Raises:
+        InputError: there is no such source, or it names no image and no video.
+    """
+    if vid_stride < 1:
+        raise InputError(f"--vid-stride {vid_stride}: expected 1 or more")
+    settings = replace(streams or StreamSettings(), stride=vid_stride)
+    if text.split()[:1] == ["screen"]:
+        return Screen(text)
+    if text.lower().endswith(".streams"):
+        return Streams(_read_addresses(Path(text).expanduser()), settings)
+    if is_stream(text):
+        is_file = not text.isdecimal() and _is_known(Path(urlsplit(text).path))
+        return RemoteFile(text, vid_stride=vid_stride) if is_file else Streams([text], settings)
+    files = _find(text)
+    if not files:
+        raise InputError(f"{text}: no image ({_listing(SUFFIXES)}) and no video ({_listing(VIDEO_SUFFIXES)}) in it")
+    return Files(files, vid_stride=vid_stride)
 
 
 def _is_video(path: Path) -> bool:
@@ -105,25 +109,6 @@ def _is_video(path: Path) -> bool:
 
 def _is_known(path: Path) -> bool:
     return _is_video(path) or path.suffix.lower() in SUFFIXES
-
-
-def open_source(text: str, *, vid_stride: int = 1) -> Source:
-    """Find the images and videos that `text` names; none is opened yet.
-
-    Args:
-        text: an image, a video, a folder (its own files, sorted), a pattern (`images/*.jpg`, `**` for folders below),
-            or a .txt list with a path a line, relative to the list's folder or to the current one.
-        vid_stride: every how many frames of a video one is given.
-
-    Raises:
-        InputError: there is no such source, or it names no image and no video.
-    """
-    if vid_stride < 1:
-        raise InputError(f"--vid-stride {vid_stride}: expected 1 or more")
-    files = _find(text)
-    if not files:
-        raise InputError(f"{text}: no image ({_listing(SUFFIXES)}) and no video ({_listing(VIDEO_SUFFIXES)}) in it")
-    return Source(files, vid_stride)
 
 
 def _listing(suffixes: frozenset[str]) -> str:
@@ -142,51 +127,33 @@ def _find(text: str) -> list[Path]:
         if files:
             return files
         raise InputError(f"{text}: no image and no video fits this pattern")
-    raise InputError(f"{text}: no such source; expected an image, a video, a folder, a pattern or a .txt list")
+    raise InputError(f"{text}: no such source; expected {EXPECTED}")
 
 
 def _read_list(path: Path) -> list[Path]:
     """The files that a list names, in its order; whether they exist is seen when they are read."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected a UTF-8 text with the path of an image or video a line") from error
-    names = [Path(line.strip()).expanduser() for line in lines if line.strip()]
+    names = [Path(line).expanduser() for line in _lines(path)]
     beside = [path.parent / name for name in names]  # an absolute name stays as it is
     return [near if near.exists() else name for near, name in zip(beside, names, strict=True)]
 
 
-class VideoWriter:
-    """Writes frames into an mp4 (MPEG-4 part 2, which every wheel of OpenCV can encode); a context manager.
+def _read_addresses(path: Path) -> list[str]:
+    """The cameras and URLs that a .streams list names; a line that begins with # is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    addresses = [line for line in _lines(path) if not line.startswith("#")]
+    for address in addresses:
+        if not is_stream(address):
+            raise InputError(f"{path}: {address[:80]!r} is neither a camera's number nor the URL of a stream")
+    if not addresses:
+        raise InputError(f"{path}: no stream in it")
+    return addresses
 
-    The codec halves the colours' resolution: of an odd width or height the last column or row is left out.
-    """
 
-    def __init__(self, path: Path, *, fps: float, size_wh: tuple[int, int]) -> None:
-        """Open the file.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        assert path.suffix == ".mp4", "the container goes with the codec"
-        self.path, self.size_wh = path, size_wh
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size_wh)
-        if not self._writer.isOpened():
-            raise InputError(f"{path}: the video cannot be written ({size_wh[0]} x {size_wh[1]}, {fps:g} fps)")
-
-    def write(self, image: npt.NDArray[np.uint8]) -> None:
-        """Add a BGR frame of the video's size."""
-        assert image.shape[1::-1] == self.size_wh, "OpenCV drops frames of another size without a word"
-        self._writer.write(image)
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._writer.release()
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that hold anything."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected a UTF-8 text with a path or URL a line") from error
+    return [line.strip() for line in lines if line.strip()]

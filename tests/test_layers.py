@@ -10,7 +10,7 @@ from utils.options import ROOT
 
 SCRIPTS = {"train", "val", "detect", "hubconf", "data.check"}
 LAYERS = [
-    {"utils.upstream", "utils.options", "utils.archive"},
+    {"utils.upstream", "utils.options", "utils.archive", "utils.pipeline", "utils.window"},
     {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
@@ -24,6 +24,8 @@ LAYERS = [
         "utils.hub",
         "utils.results",
         "utils.search",
+        "utils.detection",
+        "utils.detection_files",
     },
     SCRIPTS,
 ]

@@ -56,7 +56,7 @@ def complete_iou(a_xywh: Tensor, b_xywh: Tensor, eps: float = 1e-7) -> Tensor:
 def nms(
     decoded: Tensor | Sequence[Tensor],
     *,
-    conf: float = 0.25,
+    conf: float | Sequence[float] = 0.25,
     iou: float = 0.45,
     classes: list[int] | None = None,
     agnostic: bool = False,
@@ -67,7 +67,7 @@ def nms(
 
     Args:
         decoded: (B, N, 5 + nc), or (n, 5 + nc) for each image: x, y, w, h in pixels, objectness, class scores.
-        conf: least confidence (objectness times class score) kept.
+        conf: least confidence (objectness times class score) kept, for all classes or for each.
         iou: overlap above which the less confident of two boxes goes.
         classes: the classes kept, all when None.
         agnostic: suppress across classes.
@@ -92,18 +92,19 @@ def nms(
 
 
 def _candidates(
-    rows: Tensor, owners: Tensor, conf: float, classes: list[int] | None, multi_label: bool
+    rows: Tensor, owners: Tensor, conf: float | Sequence[float], classes: list[int] | None, multi_label: bool
 ) -> tuple[Tensor, Tensor]:
     """The (n, 6) detections over the threshold and their images: image by image, the most confident first."""
-    above = rows[:, 4] > conf
+    limits = rows.new_tensor(conf, dtype=torch.float32).expand(rows.shape[1] - 5)  # of each class
+    above = rows[:, 4] > limits.min()
     rows, owners = rows[above].float(), owners[above]
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label and scores.shape[1] > 1:
-        row, label = (scores > conf).nonzero(as_tuple=True)
+        row, label = (scores > limits).nonzero(as_tuple=True)
         confidence = scores[row, label]
     else:
         confidence, label = scores.max(1)
-        row = (confidence > conf).nonzero().flatten()
+        row = (confidence > limits[label]).nonzero().flatten()
         confidence, label = confidence[row], label[row]
     if classes is not None:
         wanted = torch.isin(label, torch.tensor(classes, device=label.device))

@@ -36,13 +36,18 @@ TEST_TIME_VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 class NmsSettings:
     """Which decoded boxes become detections; the fields are arguments of `utils.boxes.nms`."""
 
-    conf: float = 0.25
+    conf: float | list[float] = 0.25
     iou: float = 0.45
     max_det: int = 300
     classes: list[int] | None = None
     agnostic: bool = False
     multi_label: bool = False
     single_class: bool = False  # forget classes: each box counts with its best score, as class 0
+
+    @property
+    def least_conf(self) -> float:
+        """Confidence below which a box is a detection of no class."""
+        return min(self.conf) if isinstance(self.conf, list) else self.conf
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Predictor:
         """Raw maps, and the boxes (n, 5 + nc) of each image that NMS has to choose from."""
         if not self.augment:
             raw = self.forward(images)
-            return raw, self.model.decode_above(raw, self.settings.conf)
+            return raw, self.model.decode_above(raw, self.settings.least_conf)
         views = [self._view(images, scale, mirrored) for scale, mirrored in TEST_TIME_VIEWS]
         return [], [torch.cat(parts) for parts in zip(*views, strict=True)]
 
@@ -162,7 +167,7 @@ class Predictor:
         view = F.interpolate(view, (height, width), mode="bilinear", align_corners=False)
         stride = self.model.max_stride
         view = F.pad(view, (0, -width % stride, 0, -height % stride), value=114 / 255)
-        decoded = self.model.decode_above(self.forward(view), self.settings.conf)
+        decoded = self.model.decode_above(self.forward(view), self.settings.least_conf)
         for rows in decoded:  # one for each image
             rows[:, :4] /= rows.new_tensor((width / images.shape[3], height / images.shape[2]) * 2)
             if mirrored:

@@ -72,6 +72,26 @@ def folder_names(names: Sequence[str]) -> list[str]:
     return [name or str(label) for label, name in enumerate(safe)]
 
 
+class JsonList:
+    """A json file of a list that is written entry by entry; it has its name when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._file = self._part.open("w", encoding="utf-8")
+        self._before = "["
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry of plain values, in a line of its own."""
+        self._file.write(f"{self._before}\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}")
+        self._before = ","
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.write("[]\n" if self._before == "[" else "\n]\n")
+        self._file.close()
+        self._part.replace(self._path)
+
+
 class ResultsCsv:
     """results.csv: one row for each epoch; the first row's keys, in their order, are the header."""
 

@@ -151,6 +151,10 @@ class Progress(Generic[T]):
         """Move on by `count` items (bytes when the unit is B)."""
         self._bar.update(count)
 
+    def count(self, total: int | None, unit: str) -> None:
+        """Count something else from here on, of which there will be so many; None if nobody knows."""
+        self._bar.total, self._bar.unit = total, unit
+
     def describe(self, text: str) -> None:
         """Change the text before the bar, losses for example."""
         self._bar.desc = text  # shown with the next step: a redraw of its own would double the lines

@@ -119,11 +119,15 @@ class LabelFiles:
         return torch.cat((labels, found[~repeats.any(1)]))
 
 
-def yolo_lines(rows: Tensor, size: Tensor, confidences: bool) -> str:
-    """Detections (n, 6) in pixels as lines of YOLO's txt; `size` is (4) width, height, width, height."""
+def yolo_lines(rows: Tensor, size: Tensor, confidences: bool, *, corners: bool = False) -> str:
+    """Detections (n, 6) in pixels as lines of YOLO's txt; `size` is (4) width, height, width, height.
+
+    A box is x, y, w, h, or x1, y1, x2, y2 if `corners` are wanted, in shares of the size.
+    """
     lines = []
-    for row, xywhn in zip(rows.tolist(), (xyxy_to_xywh(rows[:, :4]) / size).tolist(), strict=True):
-        numbers = [*xywhn, row[4]] if confidences else xywhn
+    boxes = (rows[:, :4] if corners else xyxy_to_xywh(rows[:, :4])) / size
+    for row, box in zip(rows.tolist(), boxes.tolist(), strict=True):
+        numbers = [*box, row[4]] if confidences else box
         lines.append(f"{int(row[5])} " + " ".join(f"{number:.6g}" for number in numbers) + "\n")
     return "".join(lines)
 

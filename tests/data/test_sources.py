@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data.sources import VideoWriter, open_source
+from data.sources import open_source
+from data.video import VideoWriter
+from tests.data.https_site import serve
 from utils.options import InputError
 
 
@@ -92,6 +94,49 @@ def test_a_source_without_images_is_told_in_one_line(tmp_path: Path, text: str, 
         open_source(str(tmp_path / text))
     assert str(error.value).startswith(str(tmp_path / text))
     assert "\n" not in str(error.value)
+
+
+def test_frames_of_one_size_come_in_groups(tmp_path: Path):
+    for name, shape in zip("abcdefg", [(24, 32)] * 4 + [(32, 24)] + [(24, 32)] * 2, strict=True):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((*shape, 3), np.uint8))
+    groups = [[frame.path.stem for frame in group] for group in open_source(str(tmp_path)).groups(3)]
+    assert groups == [["a", "b", "c"], ["d"], ["e"], ["f", "g"]]
+
+
+def test_large_frames_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.frames.GROUP_BYTES", 5 * 64 * 48 * 3)
+    groups = list(open_source(str(write_video(tmp_path / "v.mp4"))).groups(8))
+    assert [len(group) for group in groups] == [5, 5, 2]
+
+
+def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    video = write_video(tmp_path / "v.mp4")
+    with serve(monkeypatch) as site:
+        url, _ = site.put("/clips/v.mp4?key=1", video.read_bytes())
+        with open_source(url) as source:
+            seen = list(source)
+            (file,) = source.files
+            assert file.is_file()
+        assert not file.parent.exists()
+        assert [frame.index for frame in seen] == list(range(12))
+        assert {frame.name for frame in seen} == {site.address + "/clips/v.mp4"}
+        with pytest.raises(InputError, match="404"):
+            open_source(site.address + "/gone.png")
+        for tells_length in (True, False):
+            monkeypatch.setattr("data.sources.LARGEST", 100)
+            url, _ = site.put("/large.png", bytes(101), tells_length=tells_length)
+            with pytest.raises(InputError, match=r"large\.png: has more than the 100 bytes"):
+                open_source(url)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("", "no stream in it"), ("# 0\nfilm.mp4\n", "'film.mp4' is neither a camera's number nor")]
+)
+def test_a_list_without_streams_is_told(tmp_path: Path, text: str, told: str):
+    path = tmp_path / "two.streams"
+    path.write_text(text)
+    with pytest.raises(InputError, match=told):
+        open_source(str(path))
 
 
 @pytest.mark.parametrize("stride", [1, 3, 20])

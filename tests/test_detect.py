@@ -1,0 +1,222 @@
+"""Detection from end to end: batches, streams and damaged sources, and what is written of them."""
+
+import csv
+import functools
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import detect
+from data import streams
+from tests.data.camera_site import serve
+from tests.test_scripts import command, read_txt
+from utils.detection import Detection
+
+
+@pytest.fixture(scope="module")
+def film(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 frames of 96 x 96 px."""
+    path = tmp_path_factory.mktemp("film") / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96))
+    images = [cv2.imread(str(squares.parent / f"images/all/{number}.png"))[:96, :96] for number in range(8)]
+    for number in range(20):
+        writer.write(np.roll(images[number % 8], number, axis=1))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def options(trained: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"weights": str(trained / "weights/best.pt"), "imgsz": 128, "project": str(tmp_path / "runs")}
+
+
+def arguments(options: dict[str, Any], *more: Any) -> list[str]:
+    return ["--weights", options["weights"], "--img", "128", "--project", options["project"], *map(str, more)]
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "predictions.csv").open()))
+
+
+def length(video: Path) -> int:
+    capture, frames = cv2.VideoCapture(str(video)), 0
+    while capture.read()[0]:
+        frames += 1
+    return frames
+
+
+def test_batches_and_overlap_give_what_frame_by_frame_gives(
+    film: Path, squares: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = tmp_path / "mixed"  # images of four shapes and a video
+    shutil.copytree(squares.parent / "images/all", mixed)
+    shutil.copy(film, mixed / "4b.avi")
+    wanted = {"source": str(mixed), "save_txt": True, "save_conf": True, "save_csv": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "Detection", functools.partial(Detection, overlap=False))
+        alone = detect.run(**options, **wanted, batch_size=1)
+    for batch_size in (1, 3, 8):
+        together = detect.run(**options, **wanted, batch_size=batch_size)
+        texts, expected = read_txt(together / "labels"), read_txt(alone / "labels")
+        assert texts.keys() == expected.keys()
+        for name, rows in expected.items():
+            np.testing.assert_allclose(texts[name], rows, rtol=0, atol=2e-5, err_msg=name)
+        order = [(row["image"], row["frame"]) for row in rows_of(together)]
+        assert order == [(row["image"], row["frame"]) for row in rows_of(alone)]
+        assert length(together / "4b.mp4") == 20
+        assert {file.name for file in together.glob("*.png")} == {f"{number}.png" for number in range(8)}
+
+
+def test_json_tells_what_csv_tells_and_coco_reads_it(film: Path, options: dict[str, Any]) -> None:
+    folder = detect.run(**options, source=str(film), save_json=True, save_csv=True, nosave=True)
+    entries = json.loads((folder / "predictions.json").read_text())
+    table = rows_of(folder)
+    assert len(entries) == len(table) > 20
+    for entry, row in zip(entries, table, strict=True):
+        assert list(entry) == ["file", "frame", "class", "name", "confidence", "box"]
+        assert (entry["file"], str(entry["frame"]), str(entry["class"])) == (row["image"], row["frame"], row["class"])
+        assert entry["box"] == pytest.approx([float(row[key]) for key in ("x1", "y1", "x2", "y2")], abs=0.006)
+    results = json.loads((folder / "predictions_coco.json").read_text())
+    assert [set(result) for result in results] == [{"image_id", "category_id", "bbox", "score"}] * len(entries)
+    assert results[0]["image_id"] == "film_1"
+    x, y, width, height = results[0]["bbox"]
+    assert [x, y, x + width, y + height] == pytest.approx(entries[0]["box"], abs=0.002)
+    nothing = detect.run(**options, source=str(film), save_json=True, nosave=True, conf_thres=1.0)
+    assert json.loads((nothing / "predictions.json").read_text()) == []
+
+
+def test_classes_have_confidences_of_their_own(film: Path, options: dict[str, Any]) -> None:
+    common = {"source": str(film), "save_csv": True, "nosave": True}
+    usual = rows_of(detect.run(**options, **common, conf_thres=0.1))
+    ranked = sorted(float(row["confidence"]) for row in usual if row["name"] == "disc")
+    middle = (ranked[4] + ranked[5]) / 2
+    own = rows_of(detect.run(**options, **common, conf_thres=0.9, class_conf=[f"disc={middle:.7f}", "0=0.1"]))
+    expected = [row for row in usual if row["name"] == "square" or float(row["confidence"]) > middle]
+    assert [row["confidence"] for row in own] == [row["confidence"] for row in expected]
+    discs = rows_of(detect.run(**options, **common, conf_thres=0.1, classes=["disc"]))
+    assert discs == [row for row in usual if row["name"] == "disc"]
+
+
+def test_corners_in_the_txt_files(film: Path, options: dict[str, Any]) -> None:
+    centres, corners = (
+        read_txt(detect.run(**options, source=str(film), save_txt=True, nosave=True, save_format=form) / "labels")
+        for form in (0, 1)
+    )
+    for name, rows in centres.items():
+        half = rows[:, 3:5] / 2
+        expected = np.hstack((rows[:, 1:3] - half, rows[:, 1:3] + half))
+        np.testing.assert_allclose(corners[name][:, 1:], expected, atol=2e-6)
+
+
+def test_damaged_sources_do_not_keep_the_rest_from_being_done(
+    film: Path, squares: Path, options: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "in"
+    folder.mkdir()
+    content = film.read_bytes()
+    (folder / "cut.avi").write_bytes(content[: len(content) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "a.png").write_bytes(b"no image")
+    shutil.copy(squares.parent / "images/all/0.png", folder / "z.png")
+    assert command(detect, monkeypatch, *arguments(options, "--source", folder)) == 1
+    told = capsys.readouterr()
+    assert "2 of 4 files could not be read, 1 of 4 files ended too early" in told.err
+    assert "cut.avi: ends after" in told.out
+    assert "empty.mp4: not a video" in told.out
+    results = Path(options["project"]) / "exp"
+    assert 5 < length(results / "cut.mp4") < 15
+    assert {file.name for file in results.iterdir()} == {"cut.mp4", "z.png"}
+    assert command(detect, monkeypatch, *arguments(options, "--source", film)) == 0
+
+
+@pytest.fixture
+def cameras(squares: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(streams, "PAUSE", 0.1)
+    with serve() as site:
+        picture = cv2.imencode(".jpg", cv2.imread(str(squares.parent / "images/all/0.png")))[1].tobytes()
+        for path in ("/a", "/b"):
+            site.put(path, 0, fps=20.0)[1].picture = lambda: picture
+        yield site
+
+
+def test_two_streams_until_the_user_ends_it(
+    cameras: Any, options: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One of them dies and comes back; what was found until Ctrl-C is all there."""
+    listed = tmp_path / "two.streams"
+    listed.write_text("# cameras\n" + "\n".join(cameras.address + path for path in cameras.cameras) + "\n")
+    camera = cameras.cameras["/b"]
+    steps = [
+        threading.Timer(1.0, setattr, (camera, "dark", True)),
+        threading.Timer(1.5, setattr, (camera, "dark", False)),
+    ]
+    steps.append(threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)))
+    for step in steps:
+        step.start()
+    before = threading.active_count() - len(steps)
+    status = command(detect, monkeypatch, *arguments(options, "--source", listed, "--save-csv", "--save-json"))
+    assert status == 128 + signal.SIGINT
+    told = capsys.readouterr()
+    assert "/b: no frames" in told.out
+    assert "/b: is back" in told.out
+    assert "results in" in told.out
+    assert told.err.strip().splitlines()[-1] == "interrupted"
+    folder = Path(options["project"]) / "exp"
+    table = rows_of(folder)
+    assert len(json.loads((folder / "predictions.json").read_text())) == len(table)
+    for path in cameras.cameras:
+        numbers = [int(row["frame"]) for row in table if row["image"] == cameras.address + path]
+        assert len(set(numbers)) > 5
+        assert numbers == sorted(numbers)
+        (video,) = folder.glob(f"*_{path[1:]}.mp4")
+        assert length(video) >= len(set(numbers))
+    cameras.closing = True
+    assert threading.active_count() <= before + 4  # the site's own
+
+
+def test_an_error_while_writing_ends_all_in_one_line(
+    film: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data.video.CODECS", ("none",))
+    assert command(detect, monkeypatch, *arguments(options, "--source", film)) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--class-conf", "disk=0.4"), "--class-conf: unknown key 'disk'; did you mean disc?"),
+        (("--class-conf", "disc"), "--class-conf disc: expected NAME=CONFIDENCE"),
+        (("--class-conf", "disc=1.5"), "expected NAME=CONFIDENCE"),
+        (("--class-conf", "2=0.5"), "--class-conf 2: the model has classes 0 to 1"),
+        (("--classes", "-1"), "--classes -1: the model has classes 0 to 1"),
+        (("--source", "http://127.0.0.1/clip.mp4"), "http://127.0.0.1/clip.mp4: files are fetched over https alone"),
+        (("--source", "http://127.0.0.1:9/video"), "http://127.0.0.1:9/video: cannot be opened"),
+        (("--source", "99"), "camera 99: cannot be opened"),
+        (("--source", "none.streams"), "none.streams: no such file"),
+        (("--view-img",), "--view-img: no window opens"),
+    ],
+)
+def test_detect_refuses(
+    more: tuple[str, ...], told: str, film: Path, options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert command(detect, monkeypatch, *arguments(options, "--source", film, *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert told in lines[0]
+    assert not Path(options["project"]).exists()

@@ -1,0 +1,126 @@
+"""Work in stages that overlap: each stage runs in a thread of its own, and hands on its results in order.
+
+Threads are enough where the work is done by libraries that let go of Python's lock meanwhile, as OpenCV and torch do.
+"""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+R = TypeVar("R")
+Stage = Callable[[Iterator[Any]], Generator[Any, None, None]]
+
+WAKE = 0.5  # seconds; on Windows no signal, Ctrl-C for one, ends a wait without a limit
+
+
+class _StoppedError(Exception):
+    """The results are not wanted any more."""
+
+
+@dataclass
+class _Channel:
+    """The way from one stage to the next: results that wait, and the future of the stage that makes them."""
+
+    waiting: deque[Any] = field(default_factory=deque)
+    maker: "Future[None] | None" = None
+
+
+class Pipeline(Generic[R]):
+    """The results of generator functions, each applied to what the one before it yields, in order.
+
+    A context manager to iterate over, from one thread and once. An error in a stage is raised there after the results
+    before it; leaving the block early stops all stages, and in any case their threads have ended then. A stage that is
+    stopped while it waits for an item finds an exception in place of it, so that what it cleans up, it cleans up.
+    """
+
+    def __init__(
+        self, items: Iterable[Any], *stages: Stage, depth: int = 2, stop: Callable[[], object] | None = None
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            items: what the first stage works on; iterated in its thread.
+            stages: generator functions of an iterator.
+            depth: how many results of a stage may wait for the next; nothing is begun that has no place to wait in,
+                so that of a live source an item is not taken long before its turn. With 0 there are no threads: all
+                stages run one after the other in the thread that asks.
+            stop: called when the block is left, to wake `items` if they may be waiting for something.
+        """
+        assert stages, "there is something to do"
+        self._items, self._stages, self._depth, self._stop = items, stages, depth, stop
+        self._channels = [_Channel() for _ in stages] if depth else []
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "Pipeline[R]":
+        if self._depth:
+            self._pool = ThreadPoolExecutor(len(self._stages), thread_name_prefix="stage")
+            for number in range(len(self._stages)):
+                maker = self._pool.submit(self._run, number)
+                self._channels[number].maker = maker
+                maker.add_done_callback(self._announce)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._stop is not None:
+            self._stop()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def __iter__(self) -> Iterator[R]:
+        if self._depth:
+            return self._take(self._channels[-1])
+        results = iter(self._items)
+        for stage in self._stages:
+            results = stage(results)
+        return results
+
+    def _run(self, number: int) -> None:
+        """Run a stage to its end; what it raises is kept by its future."""
+        channel = self._channels[number]
+        items = self._take(self._channels[number - 1]) if number else iter(self._items)
+        with contextlib.closing(self._stages[number](items)) as results:
+            while True:
+                self._wait_for(lambda: len(channel.waiting) < self._depth)
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                with self._changed:
+                    channel.waiting.append(result)
+                    self._changed.notify_all()
+
+    def _take(self, channel: _Channel) -> Iterator[Any]:
+        """Results of a stage until it has ended, and then its error if there is one."""
+        while True:
+            self._wait_for(lambda: channel.waiting or (channel.maker is not None and channel.maker.done()))
+            with self._changed:
+                if not channel.waiting:
+                    break
+                result = channel.waiting.popleft()
+                self._changed.notify_all()
+            yield result
+        assert channel.maker is not None
+        channel.maker.result()
+
+    def _wait_for(self, condition: Callable[[], object]) -> None:
+        with self._changed:
+            while not self._stopped and not condition():
+                self._changed.wait(WAKE)
+            if self._stopped:
+                raise _StoppedError
+
+    def _announce(self, _maker: "Future[None]") -> None:
+        with self._changed:
+            self._changed.notify_all()
