@@ -57,7 +57,7 @@ LIMITS = {
 DIGITS = 5  # of a proposed value: enough to train by, and to read
 PRUNER = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=round(LIMITS["warmup_epochs"][1]))
 IMPORTANCE = PedAnovaImportanceEvaluator(target_quantile=0.25)
-LEAST_FOR_IMPORTANCE = 20  # trials: five in the best quarter, as few as the method takes
+LEAST_FOR_IMPORTANCE = 80  # trials: with fewer, chance puts keys first that do not matter
 
 GiveUp = Callable[[int, float], bool]  # asked after an epoch with its fitness, but not after the last
 Train = Callable[[Path, GiveUp], float]  # trains by the hyp.yaml in a folder, into that folder; returns the fitness
@@ -92,6 +92,8 @@ O = TypeVar("O", bound=SearchOptions)  # noqa: E741
 def evolve(options: O, make: Callable[[O], Run]) -> None:
     """Start a search or go on with one, up to `--evolve` trials, and say which recipe was best.
 
+    A trial is the run that its own hyp.yaml would give by itself, without pictures.
+
     Raises:
         InputError: the options are no training's, or every trial failed.
     """
@@ -99,7 +101,8 @@ def evolve(options: O, make: Callable[[O], Run]) -> None:
     assert trials is not None
     if options.resume:
         options = _resumed(options, options.resume)
-    plain: O = replace(options, evolve=None, resume=None, exist_ok=True)  # type: ignore[type-var]
+    alone = {"evolve": None, "resume": None, "exist_ok": True, "noplots": True}
+    plain: O = replace(options, **alone)  # type: ignore[type-var]
     recipe = make(plain).hyp  # what is wrong with the options is told before anything is written
     folder = Path(options.project) / options.name if options.resume else _begin(options, recipe)
 
