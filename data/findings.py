@@ -212,17 +212,16 @@ def _repetitions(
     config: DataConfig, tables: Mapping[str, Annotations], keys: Mapping[Path, str]
 ) -> Iterator[tuple[str, Problem]]:
     """Images that are in their split twice or in a later split too, each with the split that should lose it."""
-    same = set()
-    for first, second in combinations(tables, 2):
-        paths = set(tables[first].paths), set(tables[second].paths)
-        if paths[0] <= paths[1] or paths[1] <= paths[0]:  # as the YAML wants it
-            same.add((first, second))
-            what = f"{first} and {second} share {len(paths[0] & paths[1])} images"
-            yield first, Problem("same-split", str(config.source), what)
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for split, table in tables.items():
         for path in table.paths:
             groups[keys.get(path) or str(path)][split].append(path)
+    same = set()
+    for first, second in combinations(tables, 2):
+        if _are_the_same(tables[first], tables[second], keys):  # as the YAML wants it
+            same.add((first, second))
+            shared = sum(first in group and second in group for group in groups.values())
+            yield first, Problem("same-split", str(config.source), f"{first} and {second} share {shared} images")
     for group in groups.values():
         last = next(reversed(group))
         for split, (image, *copies) in group.items():
@@ -230,6 +229,15 @@ def _repetitions(
             if split != last and (split, last) not in same:
                 what = f"in {split}, and as {group[last][0]} in {last}"
                 yield split, Problem("leakage", str(image), what)
+
+
+def _are_the_same(a: Annotations, b: Annotations, keys: Mapping[Path, str]) -> bool:
+    """Whether a split has all files of another, or the same contents."""
+    files = set(a.paths), set(b.paths)
+    if files[0] <= files[1] or files[1] <= files[0]:
+        return True
+    contents = [{keys.get(path) or str(path) for path in paths} for paths in files]
+    return contents[0] == contents[1]
 
 
 def _unused_classes(config: DataConfig, tables: Mapping[str, Annotations]) -> Iterator[Problem]:

@@ -267,9 +267,11 @@ def test_data_is_not_written_over(sound: Path, target: str):
     assert state(sound) == before
 
 
-def test_splits_of_the_same_files_are_told_once(sound: Path):
+def test_splits_of_the_same_files_are_told_once(sound: Path, tmp_path: Path):
     (sound / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
-    (problem,) = run(sound).problems
+    (problem,) = run(sound, write=str(tmp_path / "clean")).problems
+    assert (problem.kind, problem.what) == ("same-split", "train and val share 2 images")
+    (problem,) = run(tmp_path / "clean", "again").problems  # other paths, the same contents
     assert (problem.kind, problem.what) == ("same-split", "train and val share 2 images")
 
 
