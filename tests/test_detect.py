@@ -54,17 +54,18 @@ def length(video: Path) -> int:
     return frames
 
 
+@pytest.mark.parametrize("tile", ["", "48"])
 def test_batches_and_overlap_give_what_frame_by_frame_gives(
-    film: Path, squares: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    film: Path, squares: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: str
 ) -> None:
     mixed = tmp_path / "mixed"  # images of four shapes and a video
     shutil.copytree(squares.parent / "images/all", mixed)
     shutil.copy(film, mixed / "4b.avi")
-    wanted = {"source": str(mixed), "save_txt": True, "save_conf": True, "save_csv": True}
+    wanted = {"source": str(mixed), "save_txt": True, "save_conf": True, "save_csv": True, "tile": tile}
     with monkeypatch.context() as patch:
         patch.setattr(detect, "Detection", functools.partial(Detection, overlap=False))
         alone = detect.run(**options, **wanted, batch_size=1)
-    for batch_size in (1, 3, 8):
+    for batch_size in (3,) if tile else (1, 3, 8):
         together = detect.run(**options, **wanted, batch_size=batch_size)
         texts, expected = read_txt(together / "labels"), read_txt(alone / "labels")
         assert texts.keys() == expected.keys()
