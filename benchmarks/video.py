@@ -2,7 +2,7 @@
 
     python -m benchmarks.video --weights WEIGHTS --source VIDEO --output benchmarks/results/video.md
 
-The variants take turns in one process; then the plain loop is taken apart, to tell what bounds the others.
+The variants take turns in one process; the parts of the plain loop are timed, to tell what bounds the others.
 """
 
 import itertools
@@ -10,15 +10,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 
-import torch
-
-from benchmarks.timing import processor
+from benchmarks.timing import Timed, heading, table, take_turns
 from data.dataset import letterboxed_item
 from data.frames import Frame
 from data.loader import collate
@@ -86,10 +83,11 @@ class Work:
     size: int
     clip: Clip
     folder: Path
+    meter: Meter = field(default_factory=Meter)  # of all plain loops so far
 
-    def plain_loop(self) -> Meter:
+    def plain_loop(self) -> None:
         """Detect frame by frame, one part after the other."""
-        meter, frames, pictures = Meter(), iter(self.clip), Pictures(self.folder)
+        meter, frames, pictures = self.meter, iter(self.clip), Pictures(self.folder)
         while True:
             with meter.part("decode"):
                 frame = next(frames, None)
@@ -105,9 +103,8 @@ class Work:
                 pictures.write(Found(frame, rows, "clip", picture))
         with meter.part("encode"):
             pictures.close()
-        return meter
 
-    def stages(self, *, batch_size: int, overlap: bool) -> Callable[[], object]:
+    def stages(self, *, batch_size: int, overlap: bool) -> Timed:
         """Detect as detect.py does."""
 
         def run() -> None:
@@ -122,50 +119,38 @@ class Work:
         return run
 
 
-def take_turns(variants: dict[str, Callable[[], object]], work: Work, options: Options) -> dict[str, list[float]]:
-    """Seconds of each variant in each round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(options.rounds + 1):
-        work.clip.most = options.frames if turn else 2 * options.batch_size
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
 def measure(options: Options, model: Model, size: int, folder: Path) -> list[str]:
     """The lines of one image size."""
-    predictor = Predictor(model, select_device(options.device), settings=NmsSettings())
-    size = check_image_size(size, model.max_stride)
-    work = Work(model, predictor, size, Clip(Path(options.source), options.frames), folder)
+    device = select_device(options.device)
+    clip = Clip(Path(options.source), options.frames)
+    predictor = Predictor(model, device, settings=NmsSettings())
+    work = Work(model, predictor, check_image_size(size, model.max_stride), clip, folder)
     several = options.batch_size
-    variants = {
+    variants: dict[str, Timed] = {
         "plain loop": work.plain_loop,
         f"batches of {several}": work.stages(batch_size=several, overlap=False),
         "overlap": work.stages(batch_size=1, overlap=True),
         f"overlap, batches of {several}": work.stages(batch_size=several, overlap=True),
     }
-    times = take_turns(variants, work, options)
-    frames = sum(1 for _ in work.clip)
+    frames = sum(1 for _ in clip)
     if not frames:
         raise InputError(f"{options.source}: no frames in it")
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    lines = [
-        f"### {size} px, {frames} frames",
+    turns = take_turns(variants, options.rounds, device)
+    times = {name: [value / frames for value in values] for name, values in turns.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    speeds = ", ".join(f"{name} {1e3 / median:.1f}" for name, median in medians.items())
+    lines = table(f"{size} px, {frames} frames", times, "ms a frame")
+    return [
+        *lines,
+        f"Frames/s: {speeds}.",
         "",
-        "| variant | frames/s | from | to | gain |",
-        "|---|---|---|---|---|",
+        *explain(work.meter, frames * (options.rounds + 1), min(medians.values())),
+        "",
     ]
-    for name, seconds in times.items():
-        speeds = f"{frames / medians[name]:.1f} | {frames / max(seconds):.1f} | {frames / min(seconds):.1f}"
-        lines.append(f"| {name} | {speeds} | {medians['plain loop'] / medians[name]:.2f}x |")
-    return [*lines, "", *explain(work.plain_loop(), frames, frames / min(medians.values())), ""]
 
 
 def explain(meter: Meter, frames: int, fastest: float) -> list[str]:
-    """The parts of the plain loop, and what they leave to be gained."""
+    """The parts of the plain loop, and what they leave to be gained; `fastest` is the best variant's ms a frame."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wall, cpu = ({name: 1e3 * value / frames for name, value in part.items()} for part in (meter.wall, meter.cpu))
     lines = ["| part of the plain loop | ms a frame | share | cores busy |", "|---|---|---|---|"]
@@ -181,9 +166,8 @@ def explain(meter: Meter, frames: int, fastest: float) -> list[str]:
         else f"the processor: a frame costs {sum(cpu.values()):.1f} ms of work, {arithmetic:.1f} ms on {cores} cores,"
         f" and the slowest stage, {slowest}, takes {stages[slowest]:.1f} ms alone"
     )
-    text = (
-        f"Overlap is bounded by {reason}: {1e3 / bound:.1f} frames/s at best with batches of 1, {fastest:.1f} reached."
-    )
+    best = f"{1e3 / bound:.1f} frames/s at best with batches of 1"
+    text = f"Overlap is bounded by {reason}: {best}; the fastest variant reached {1e3 / fastest:.1f}."
     return [*lines, "", text]
 
 
@@ -193,16 +177,13 @@ def main(options: Options) -> None:
         if not getattr(options, flag):
             raise InputError(f"--{flag}: expected, but not given")
     model = open_model(options.weights)
-    lines = [
-        f"# Detection in {Path(options.source).name} with {Path(options.weights).name}, drawn and encoded",
-        "",
-        f"{date.today().isoformat()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}."
-        f" Medians of {options.rounds} turns; gain against the plain loop in the same run.",
-        "",
-        f"`python -m benchmarks.video --weights {Path(options.weights).name} --source {Path(options.source).name}"
-        f" --batch-size {options.batch_size} --rounds {options.rounds}`",
-        "",
-    ]
+    source, weights = Path(options.source).name, Path(options.weights).name
+    lines = heading(
+        f"Detection in {source} with {weights}, drawn and encoded: medians of {options.rounds} turns",
+        f"python -m benchmarks.video --weights {weights} --source {source} --batch-size {options.batch_size}"
+        f" --rounds {options.rounds}",
+        select_device(options.device),
+    )
     with tempfile.TemporaryDirectory() as folder:
         for size in options.imgsz:
             lines += measure(options, model, size, Path(folder))

@@ -22,11 +22,12 @@ USUAL_FPS = 30.0  # for a video that does not say
 CODECS = ("avc1", "mp4v")  # H.264, which browsers play; MPEG-4 part 2, which every wheel of OpenCV can encode
 SHORTFALL = 0.02  # share of a video's frames that may be missing: some files only estimate their number
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own words; OpenCV looks at it once, at the first video
+
 
 @contextlib.contextmanager
 def silent_opencv() -> Iterator[None]:
-    """Keep OpenCV and FFmpeg from printing what goes wrong: it is told in a line of ours."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, at the first video
+    """Keep OpenCV from printing what goes wrong: it is told in a line of ours."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

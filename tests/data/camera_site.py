@@ -21,6 +21,7 @@ class Camera:
     dark: bool = False  # answers 503, and ends the connections there are
     silent: bool = False  # keeps connections, but sends nothing
     connections: int = 0
+    refused: int = 0
     sent: int = 0
 
     def picture(self) -> bytes:
@@ -61,8 +62,12 @@ def serve() -> Iterator[Cameras]:
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site, camera = self.server.site, self.server.site.cameras.get(self.path)
-        if camera is None or camera.dark:
-            self.send_error(503 if camera else 404)
+        if camera is None:
+            self.send_error(404)
+            return
+        if camera.dark:
+            camera.refused += 1
+            self.send_error(503)
             return
         camera.connections += 1
         self.send_response(200)
