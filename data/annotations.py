@@ -173,22 +173,22 @@ def _read_yolo(
     *,
     refuse_nameless: bool,
 ) -> Annotations:
-    def read(chunk: Sequence[Path]) -> tuple[PathList, npt.NDArray[np.int32], list[Problem], Rows]:
+    def read(chunk: Sequence[Path]) -> tuple[npt.NDArray[np.int32], list[Problem], Rows]:
         sizes, damaged = image_sizes(chunk)
         readable = sizes.min(1) > 0
-        paths = PathList(path for path, kept in zip(chunk, readable, strict=True) if kept)
-        rows = read_labels(paths, sizes[readable], config.names, refuse_nameless=refuse_nameless)
-        return paths, sizes[readable], damaged, rows
+        paths = [path for path, kept in zip(chunk, readable, strict=True) if kept]
+        return sizes, damaged, read_labels(paths, sizes[readable], config.names, refuse_nameless=refuse_nameless)
 
-    paths, sizes, damaged, rows = zip(*map_chunks(read, images, progress), strict=True)
-    joined = PathList(path for chunk in paths for path in chunk)
+    parts, damaged, rows = zip(*map_chunks(read, images, progress), strict=True)
+    sizes = np.concatenate(parts)
+    readable = sizes.min(1) > 0
     return _table(
         config,
         split,
-        paths=joined,
-        sizes_wh=np.concatenate(sizes),
-        ids=(np.arange(len(joined)), np.arange(config.nc)),
-        rows=concatenate(rows, [len(chunk) for chunk in paths]),
+        paths=images.take(readable.nonzero()[0].tolist()),
+        sizes_wh=sizes[readable],
+        ids=(np.arange(readable.sum()), np.arange(config.nc)),
+        rows=concatenate(rows, [np.count_nonzero(part.min(1)) for part in parts]),
         problems=[*problems, *(problem for chunk in damaged for problem in chunk)],
     )
 
