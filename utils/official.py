@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,7 @@ def official(
     dataset = _read_json(truth) if isinstance(truth, Path) else to_coco_json(truth)
     rows = _read_json(results) if isinstance(results, Path) else results
     with contextlib.redirect_stdout(io.StringIO()):
-        gold, answer = pycocotools.coco.COCO(), pycocotools.coco.COCO()
-        gold.dataset, answer.dataset = dataset, {**dataset, "annotations": []}
-        gold.createIndex()
-        if rows:  # loadRes cannot read an empty list, and writes into what it is given
-            answer = gold.loadRes([dict(row) for row in rows])
-        evaluation = pycocotools.cocoeval.COCOeval(gold, answer, "bbox")
+        evaluation = pycocotools_evaluation(dataset, rows)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
         if category_ids is not None:
@@ -91,6 +86,16 @@ def official(
         evaluation.accumulate()
         evaluation.summarize()
     return {key: _nan_for_minus_one(value) for key, value in zip(COCO_FIGURES, evaluation.stats.tolist(), strict=True)}
+
+
+def pycocotools_evaluation(dataset: Mapping[str, Any], rows: Results) -> pycocotools.cocoeval.COCOeval:
+    """Prepare pycocotools' evaluation of boxes, of detections in COCO's result form; it prints."""
+    gold, answer = pycocotools.coco.COCO(), pycocotools.coco.COCO()
+    gold.dataset, answer.dataset = dataset, {**dataset, "annotations": []}
+    gold.createIndex()
+    if rows:  # loadRes cannot read an empty list, and writes into what it is given
+        answer = gold.loadRes([dict(row) for row in rows])
+    return pycocotools.cocoeval.COCOeval(gold, answer, "bbox")
 
 
 def _read_json(path: Path) -> Any:

@@ -47,6 +47,8 @@ class RunLog:
 
     def graph(self, model: Model, size: int) -> None:
         """Show the model's graph in TensorBoard."""
+        if not self.plots:  # a trace's memory is never freed, which adds up where one program trains many times
+            return
         device = next(model.parameters()).device
         self.tensorboard.graph(model, torch.zeros(1, int(model.config.get("ch", 3)), size, size, device=device))
 

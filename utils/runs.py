@@ -137,21 +137,6 @@ def make_run_folder(project: str, name: str, *, exist_ok: bool, below: str = "")
     return folder
 
 
-def find_last(resume: str) -> Path:
-    """Find the last.pt that `--resume` means: a file, a run's folder, or the newest below runs/.
-
-    Raises:
-        InputError: there is none.
-    """
-    if resume != "newest":
-        path = Path(resume).resolve()
-        return path / "weights" / "last.pt" if path.is_dir() else path
-    found = sorted(Path("runs").glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError("--resume: no last.pt below runs/")
-    return found[-1].resolve()
-
-
 def check_image_size(size: int, stride: int) -> int:
     """Round an image size up to a multiple of the model's stride, 2 strides at least, as `--img` allows any number."""
     return max(-(-size // stride), 2) * stride

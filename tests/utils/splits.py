@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from utils.areas import COCO_BANDS
 from utils.coco import Detections
-from utils.official import detections_to_json, to_coco_json
+from utils.official import detections_to_json, pycocotools_evaluation, to_coco_json
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,10 @@ def random_set(seed, *, images=12, classes=4, labelled_classes=3, most_boxes=8, 
     return table, detections_of({int(index): found[index] for index in order})
 
 
-def pycocotools_evaluation(truth, detections, *, bands=COCO_BANDS, limits=(1, 10, 100)):
+def evaluated_by_pycocotools(truth, detections, *, bands=COCO_BANDS, limits=(1, 10, 100)):
     """pycocotools' own evaluation of the same split, in bands and limits of choice."""
     with contextlib.redirect_stdout(io.StringIO()):
-        gold = COCO()
-        gold.dataset = to_coco_json(truth)
-        gold.createIndex()
-        evaluation = COCOeval(gold, gold.loadRes(detections_to_json(truth, detections)), "bbox")
+        evaluation = pycocotools_evaluation(to_coco_json(truth), detections_to_json(truth, detections))
         squares = [[low**2, min(high, 1e5) ** 2] for low, high in bands.values()]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10], *squares], ["all", *bands]
         evaluation.params.maxDets = list(limits)

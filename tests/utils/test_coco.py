@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.utils.splits import SQUARES, detections_of, pycocotools_evaluation, random_set, truth_of
+from tests.utils.splits import SQUARES, detections_of, evaluated_by_pycocotools, random_set, truth_of
 from utils.areas import parse_bands
 from utils.coco import COCO_FIGURES, FIGURES, evaluate_coco, truth_table
 from utils.official import detections_to_json, official
@@ -42,7 +42,7 @@ def test_bands_and_recall_of_many_detections_equal_pycocotools(seed, sides, max_
     truth, detections = random_set(seed, images=4, classes=2, labelled_classes=2, most_found=400)
     bands = parse_bands(",".join(map(str, [0, *sides, "inf"])))
     figures = evaluate_coco(truth, detections, bands=bands, max_det=max_det).figures
-    arrays = pycocotools_evaluation(truth, detections, bands=bands, limits=(1, 10, 100, max_det)).eval
+    arrays = evaluated_by_pycocotools(truth, detections, bands=bands, limits=(1, 10, 100, max_det)).eval
     expected = {f"AR{max_det}": arrays["recall"][:, :, 0, 3], "AP": arrays["precision"][:, :, :, 0, 2]}
     for number, name in enumerate(bands, 1):
         expected |= {f"AP_{name}": arrays["precision"][:, :, :, number, 2]}
@@ -72,7 +72,7 @@ def test_figures_equal_pycocotools_at_scale():
 def test_per_class_rows_are_the_classes_evaluated_alone():
     truth, detections = random_set(11, classes=4, labelled_classes=3)
     metrics = evaluate_coco(truth, detections)
-    arrays = pycocotools_evaluation(truth, detections).eval
+    arrays = evaluated_by_pycocotools(truth, detections).eval
     sorted_ids = sorted(truth.category_ids.tolist())
     image_of_box = truth_table(truth).images
     for kind, row in enumerate(metrics.per_class):

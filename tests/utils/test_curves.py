@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.utils.splits import detections_of, plain_iou, pycocotools_evaluation, random_set, truth_of
+from tests.utils.splits import detections_of, evaluated_by_pycocotools, plain_iou, random_set, truth_of
 from utils import curves
 from utils.coco import Detections, confusion_matrix, evaluate_coco, truth_table
 
@@ -67,7 +67,7 @@ def test_matches_equal_pycocotools(seed):
     table = detections.table()
     matches = curves.match(table, truth_table(truth))
     by_id = dict.fromkeys(range(1, len(table.images) + 1), "left out")
-    for image in pycocotools_evaluation(truth, detections).evalImgs:
+    for image in evaluated_by_pycocotools(truth, detections).evalImgs:
         if image is not None and image["aRng"] == [0, 1e10]:
             for row, box, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True):
                 by_id[row] = "ignored" if ignored else "hit" if box else "alarm"
