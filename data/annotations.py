@@ -188,7 +188,7 @@ def _read_yolo(
         paths=images.take(readable.nonzero()[0].tolist()),
         sizes_wh=sizes[readable],
         ids=(np.arange(readable.sum()), np.arange(config.nc)),
-        rows=concatenate(rows, [np.count_nonzero(part.min(1)) for part in parts]),
+        rows=concatenate(rows, [int((part.min(1) > 0).sum()) for part in parts]),
         problems=[*problems, *(problem for chunk in damaged for problem in chunk)],
     )
 
