@@ -52,13 +52,13 @@ class Options(Ranged):
 
 
 class Reading(NamedTuple):
-    """One reading of a table: seconds, and the process's memory in bytes beyond what it had before."""
+    """One reading of a table: seconds, of them at work, and the process's memory in bytes beyond what it had before."""
 
     seconds: float
+    cpu_seconds: float
     resident: int
     peak: int
     arrays: int
-    points: int
 
 
 class Memory(NamedTuple):
@@ -110,11 +110,12 @@ def read(folder: Path, kind: str) -> Annotations:
 def measure_reading(folder: Path, kind: str) -> Reading:
     """Read the table and see what is left in memory."""
     gc.collect()
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start, cpu_start = status("VmRSS"), time.perf_counter(), time.process_time()
     table = read(folder, kind)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     gc.collect()
-    return Reading(seconds, status("VmRSS") - before, status("VmHWM") - before, array_bytes(table), len(table.polygons))
+    growth = {name: status(name) - before for name in ("VmRSS", "VmHWM")}
+    return Reading(seconds, cpu_seconds, growth["VmRSS"], growth["VmHWM"], array_bytes(table))
 
 
 def measure_epoch(folder: Path, kind: str, options: Options) -> Epoch:
@@ -133,7 +134,7 @@ def measure_epoch(folder: Path, kind: str, options: Options) -> Epoch:
 def reading_line(name: str, reading: Reading) -> str:
     """A row of the table of readings."""
     sizes = " | ".join(f"{size / 1e6:.0f}" for size in (reading.arrays, reading.resident, reading.peak))
-    return f"| {name} | {reading.seconds:.1f} | {sizes} |"
+    return f"| {name} | {reading.seconds:.1f} | {reading.cpu_seconds:.1f} | {sizes} |"
 
 
 def epoch_lines(name: str, epoch: Epoch) -> list[str]:
@@ -151,7 +152,7 @@ def measure(folder: Path, options: Options) -> list[str]:
     """Make the set, take all measurements, and tell them in markdown."""
     apart(generate, folder, options.images, options.boxes, options.points)
     lines = [
-        *("| labels | seconds | arrays MB | parent's growth MB | peak MB |", "|---|---|---|---|---|"),
+        *("| labels | seconds | CPU seconds | arrays MB | parent's growth MB | peak MB |", "|---|---|---|---|---|---|"),
     ]
     for kind, name in KINDS.items():
         lines.append(reading_line(f"{name}, no cache", apart(measure_reading, folder, kind)))
