@@ -159,7 +159,7 @@ def find_yaml(name: str | Path, *folders: str) -> Path:
     Raises:
         InputError: it is in none of them; the message lists the places.
     """
-    places = [Path(name), *(ROOT / folder / name for folder in ("", *folders))]
+    places = list(dict.fromkeys((Path(name), *(ROOT / folder / name for folder in ("", *folders)))))
     for place in places:
         if place.is_file():
             return place
