@@ -3,12 +3,14 @@
 Order and augmentation depend on (seed, epoch, place in the epoch) only: any number of workers gives the same batches.
 """
 
+import contextlib
 import gc
 import itertools
 import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -181,7 +183,9 @@ class Loader(DataLoader[Item]):
             LoaderError: an image cannot be read, or a worker is gone.
         """
         try:
-            yield from super().__iter__()
+            with _child_signal_kept():
+                batches = super().__iter__()
+            yield from batches
         except InputError as error:
             line = str(error).strip().splitlines()[-1]
             raise LoaderError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
@@ -190,6 +194,22 @@ class Loader(DataLoader[Item]):
                 raise
             reason = str(error).partition(" It is possible")[0]
             raise LoaderError(f"{reason} Fewer --workers, or none, need less memory.") from error
+
+
+@contextlib.contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Take back torch's handler for a dead worker, which raises in the middle of anything, an optimizer's step too.
+
+    A loader that waits for a batch finds a dead worker by itself within seconds.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def make_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool) -> Loader:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,23 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(
     assert signal.getsignal(signum) is not None
     assert command(train, monkeypatch, "--resume", tmp_path / "cut") == 0
     same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_a_signal_to_the_workers_too_saves_and_ends_with_its_status(short: dict[str, Any], tmp_path: Path) -> None:
+    """As a scheduler ends a job, or a container its processes."""
+    options = flags(short | {"epochs": 1000, "name": "run", "workers": 2, "noval": True, "nosave": True})
+    command = [sys.executable, "train.py", *options]
+    last = tmp_path / "run/weights/last.pt"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        while not (rows := tmp_path / "run/results.csv").is_file() or len(rows.read_text().splitlines()) < 3:
+            assert run.poll() is None
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        told = run.communicate()[1]
+    assert run.returncode == 128 + signal.SIGTERM, told
+    assert "Traceback" not in told
+    assert load_checkpoint(last)["place"]["epoch"] >= 2
 
 
 def test_a_second_signal_does_not_wait(short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
