@@ -71,6 +71,7 @@ class Options(Ranged):
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+    compile: bool = option(False, "let torch.compile make kernels, anew for each shape of image; then saves time")
     vid_stride: int = option(1, "take every so many frames of a video or stream", least=1)
     stream_buffer: bool = option(False, "let a stream's frames wait rather than drop them to stay live")
     reconnect: int = option(10, "attempts in a row to get a lost stream back", least=0)
@@ -97,6 +98,7 @@ def main(options: Options) -> tuple[Path, Source]:
         half=options.half,
         augment=options.augment,
         folded=options.fold,
+        compiled=options.compile,
     )
     detector = tiled(predictor, options, size)
     streams = StreamSettings(keep_all=options.stream_buffer, reconnect=options.reconnect)

@@ -64,6 +64,7 @@ class Options(Ranged):
     exist_ok: bool = option(False, "write into an existing run's folder")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
     fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+    compile: bool = option(False, "let torch.compile make kernels, anew for each shape of image; then saves time")
 
 
 def run(**options: object) -> Report:
@@ -136,6 +137,7 @@ class _Measurement:
             half=options.half,
             augment=options.augment,
             folded=options.fold,
+            compiled=options.compile,
         )
         detector = tiled(predictor, options, size)
         if options.task in ("speed", "study"):

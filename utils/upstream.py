@@ -88,6 +88,8 @@ def select_device(text: str = "") -> torch.device:
         torch.set_num_threads(threads)  # the package takes one thread less than there are cores
     if not isinstance(device, torch.device) or (wanted_mps and device.type != "mps"):
         raise InputError(f"--device {text}: no such device; {_devices()}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it, as cuDNN's convolutions use by default
     return device
 
 
