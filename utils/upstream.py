@@ -151,6 +151,8 @@ class Progress(Generic[T]):
 
     def update(self, count: int = 1) -> None:
         """Move on by `count` items (bytes when the unit is B)."""
+        # smoothed from 0 on, the first rates would be a third of the true one
+        self._bar.RATE_SMOOTHING_FACTOR = TQDM.RATE_SMOOTHING_FACTOR if self._bar.last_rate else 1.0
         self._bar.update(count)
 
     def count(self, total: int | None, unit: str) -> None:

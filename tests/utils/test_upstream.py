@@ -93,3 +93,15 @@ def test_progress_without_items_is_moved_by_hand(monkeypatch: pytest.MonkeyPatch
             bar.update(1_000_000)
     assert "100%" in log.getvalue()
     assert "MB" in log.getvalue()
+
+
+def test_progress_tells_the_true_rate_from_the_first_line_on(monkeypatch: pytest.MonkeyPatch):
+    log, clock = io.StringIO(), iter(range(10**6))
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(upstream, "LOG_INTERVAL", 1.0)
+    monkeypatch.setattr("time.time", lambda: float(next(clock)) * 5)  # 5 s after the last look
+    with upstream.progress(description="scan", total=100, unit="image") as bar:
+        for _ in range(3):
+            bar.update(10)
+    first = next(line for line in log.getvalue().splitlines() if " 10/100 " in line)
+    assert "2.0image/s" in first
