@@ -238,7 +238,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` is one node of the graph."""
-        return isinstance(m, SPD | Detect) or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, SPD | Detect) or bool(m._buffers)  # a graph has no place for the tensors of a part
+        return own or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: Network) -> fx.Graph:
