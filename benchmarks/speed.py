@@ -27,12 +27,12 @@ from models.fold import fold, fuse
 from models.summary import gflops
 from models.yolo import Model, load_model
 from utils.boxes import nms, xywh_to_xyxy
-from utils.engine import compile_model, find_amp
 from utils.hyp import Hyp
 from utils.loss import DetectionLoss
 from utils.optim import EMA, make_optimizer
 from utils.options import ROOT, Ranged, option, run_script
 from utils.report import write_text_atomically
+from utils.training import compile_model, find_amp
 from utils.upstream import select_device
 
 TRAINING = ((16, 320), (8, 640))  # images, pixels

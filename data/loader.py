@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ from utils.boxes import Letterbox
 from utils.options import InputError
 
 PARTNERS = 16  # images, at least, that one of a training batch may meet in a mosaic
+B = TypeVar("B", bound="ImageBatch")
 
 
 class LoaderError(InputError):
@@ -35,36 +36,51 @@ class LoaderError(InputError):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; boxes (M, 6) of all of them.
-
-    A box is image in batch, class, x, y, w, h, in shares of W and H. `indices` are the images' places in the
-    annotations; `geometries` say how they were letterboxed, None for augmented ones; `wholes` are the images as they
-    are, uint8 BGR (H, W, 3), for those that carry them.
-    """
+class ImageBatch:
+    """Images (B, 3, H, W) RGB, uint8, channels last as loaded, and float 0..1 after `to`; their places in the data."""
 
     images: Tensor
-    boxes: Tensor
     indices: list[int]
-    geometries: list[Letterbox | None]
-    wholes: list[Tensor | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.contiguous_format) -> "Batch":
+    @property
+    def targets(self) -> Tensor:
+        """What the loss compares the outputs with."""
+        raise NotImplementedError
+
+    def to(self: B, device: torch.device | str, memory_format: torch.memory_format = torch.contiguous_format) -> B:
         """Move the images to a device and scale them to float32 in 0..1: the only place that does.
 
-        The boxes stay: what needs them, the loss, works them out on the CPU.
+        The targets stay: what needs them, the loss, takes them where it works.
         """
         assert self.images.dtype == torch.uint8, "this batch was scaled already"
         moved = self.images.to(device, non_blocking=True)  # a quarter of the bytes: becomes float over there
         images = moved.to(torch.float32, memory_format=memory_format).div_(255)
         return replace(self, images=images)
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self: B) -> B:
         """Copy the images to page-locked memory; the DataLoader calls this where there is CUDA."""
         return replace(self, images=self.images.pin_memory())
+
+
+@dataclass(frozen=True)
+class Batch(ImageBatch):
+    """Images with the boxes (M, 6) of all of them: image in batch, class, x, y, w, h, in shares of W and H.
+
+    `geometries` say how the images were letterboxed, None for augmented ones; `wholes` are the images as they are,
+    uint8 BGR (H, W, 3), for those that carry them.
+    """
+
+    boxes: Tensor
+    geometries: list[Letterbox | None]
+    wholes: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def targets(self) -> Tensor:
+        """The boxes."""
+        return self.boxes
 
 
 def collate(items: list[Item]) -> Batch:
@@ -145,13 +161,24 @@ class ShapeSampler(Sampler[list[Draw]]):
         return (*images.tolist(), *(self._draw(further, rng).tolist() if further > 0 else ()))
 
 
-class Loader(DataLoader[Item]):
+class DrawnDataset(Protocol):
+    """A dataset that makes the items of a batch from their draws."""
+
+    def __getitems__(self, draws: list[Draw]) -> list[Any]:
+        """Make the items of a batch."""
+
+
+class Loader(DataLoader[Any], Generic[B]):
     """A DataLoader of batches whose order and augmentation follow the epoch."""
 
-    def __init__(self, dataset: DetectionDataset, sampler: ShapeSampler, workers: int) -> None:
+    def __init__(
+        self, dataset: DrawnDataset, sampler: ShapeSampler, workers: int, collate: Callable[[list[Any]], B]
+    ) -> None:
+        """Start, of the `workers` asked for, no more than there are cores or batches; 0 loads in this process."""
         self.batches = sampler
+        workers = min(workers, _cores(), len(sampler))
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # all that is asked of it is `__getitems__`
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
@@ -171,12 +198,13 @@ class Loader(DataLoader[Item]):
         self.batches.weights = weights
         self.batches.first = first
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> B:
         """Make one batch of the epoch once more."""
         draws = next(itertools.islice(self.batches.all(), number, None))
-        return collate(self.dataset.__getitems__(draws))  # type: ignore[attr-defined]
+        made: B = self.collate_fn(self.dataset.__getitems__(draws))  # type: ignore[attr-defined]
+        return made
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[B]:  # type: ignore[override]
         """Give the epoch's batches; what goes wrong in a worker is told in one line, without a traceback.
 
         Raises:
@@ -212,13 +240,12 @@ def _child_signal_kept() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def make_loader(dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool) -> Loader:
-    """Build a loader: shuffled by (seed, epoch) if `train`, else in order; the last batch may be smaller.
-
-    Of the `workers` asked for, no more are started than there are cores or batches; 0 loads in this process.
-    """
+def make_loader(
+    dataset: DetectionDataset, *, batch_size: int, workers: int, seed: int = 0, train: bool
+) -> Loader[Batch]:
+    """Build a detector's loader: shuffled by (seed, epoch) if `train`, else in order; the last batch may be smaller."""
     sampler = ShapeSampler(dataset.shapes_wh, dataset.aspect_ratios, batch_size, seed=seed, shuffle=train)
-    return Loader(dataset, sampler, min(workers, _cores(), len(sampler)))
+    return Loader(dataset, sampler, workers, collate)
 
 
 def _cores() -> int:

@@ -10,8 +10,9 @@ parameters; whoever adds a layer need not know.
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.blocks import SPD, Conv
 from models.head import Detect
+from models.network import Network
 from models.yolo import Model
 
+M = TypeVar("M", bound=Network)
 
-def fuse(model: Model) -> Model:
+
+def fuse(model: M) -> M:
     """Return a copy for inference in which each batch normalisation is part of the convolution before it."""
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     fused.folded = None
@@ -31,12 +35,21 @@ def fuse(model: Model) -> Model:
         if isinstance(module, Conv):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()  # type: ignore[assignment]  # what Conv calls in its place
+        elif isinstance(module, nn.Sequential):
+            _fuse_neighbours(module)
         elif isinstance(module, nn.SiLU):
             module.inplace = True  # in training it would cost a copy: the gradient needs what it was given
     return fused
 
 
-def fold(model: Model, *, frozen: bool = False) -> Model:
+def _fuse_neighbours(sequence: nn.Sequential) -> None:
+    """Fuse a convolution with the batch normalisation that directly follows it, as in a ResNet."""
+    for place, (conv, norm) in enumerate(itertools.pairwise(list(sequence))):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            sequence[place], sequence[place + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+
+
+def fold(model: M, *, frozen: bool = False) -> M:
     """Let a model run its convolutions over space-to-depth in one step; returns the model itself.
 
     In training, batch normalisation and the SiLU behind it become one step, too, which keeps one map less. With
@@ -225,11 +238,14 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` is one node of the graph."""
-        return isinstance(m, SPD | Detect) or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, SPD | Detect) or bool(m._buffers)  # a graph has no place for the tensors of a part
+        return own or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace(model: Model) -> fx.Graph:
+def _trace(model: Network) -> fx.Graph:
     model.folded = None
+    if not isinstance(model, Model):
+        return _Tracer(set()).trace(model)
     opaque = {row for row in model.model if not _can_be_followed(row)}
     return _Tracer(opaque).trace(model, concrete_args={"observe": None})
 

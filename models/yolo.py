@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from models import blocks
 from models.head import Detect
+from models.network import Network
 from utils.options import InputError, find_yaml, read_yaml, refuse_unknown
 
 Config = dict[str, Any]
@@ -147,7 +148,7 @@ class Step:
     releases: tuple[int, ...]
 
 
-class Model(nn.Module):
+class Model(Network):
     """A detector built from a YAML; `model` holds its rows, the last of them `Detect`.
 
     Called on images (B, ch, H, W) in 0..1, whose sides `max_stride` divides, it returns raw maps
@@ -174,8 +175,6 @@ class Model(nn.Module):
             self.config["nc"] = len(names)
         self.names = list(names) if names is not None else [str(i) for i in range(self.config.get("nc", 80))]
         layers, self.steps = _build_rows(self.config, source)
-        # A faster graph of the same layers, which `models.fold` makes; in a tuple, it is no submodule of this one.
-        self.folded: tuple[nn.Module] | None = None
         self.model = nn.Sequential(*layers)
         self.head.set_strides(self._measure_strides(source))
 

@@ -32,6 +32,12 @@ def yolov5_reference() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def resnet_reference() -> dict[str, Any]:
+    """Figures of the authors' ResNet-SPD."""
+    return json.loads((GOLDEN / "resnet_spd_reference.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data YAML of 8 images of 96 to 128 px with light squares and dark discs on grey."""
     root = tmp_path_factory.mktemp("squares")

@@ -11,12 +11,15 @@ from utils.options import ROOT
 SCRIPTS = {"train", "val", "detect", "hubconf", "data.check"}
 LAYERS = [
     {"utils.upstream", "utils.options", "utils.archive", "utils.pipeline", "utils.window"},
-    {"utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
+    {"models.network", "utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
     | {
         "utils.lift",
+        "utils.training",
+        "utils.run",
+        "utils.detection_log",
         "utils.assemble",
         "utils.resume",
         "utils.tiles",

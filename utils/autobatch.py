@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import torch
 
-from models.yolo import Model
+from models.network import Network
 
 CPU_BATCH = 16  # memory is seldom what limits a CPU
 MOST = 256  # larger ones train worse and are no faster
@@ -13,7 +13,7 @@ SHARE = 0.8  # of the free memory to be filled
 TRIED = (1, 2, 4, 8)
 
 
-def largest_batch(model: Model, size: int, device: torch.device, amp: torch.dtype | None) -> int:
+def largest_batch(model: Network, size: int, device: torch.device, amp: torch.dtype | None) -> int:
     """Measure the memory of training steps on `size` px images and extrapolate; CPU_BATCH where there is no CUDA."""
     if device.type != "cuda":
         return CPU_BATCH
@@ -28,7 +28,7 @@ def largest_batch(model: Model, size: int, device: torch.device, amp: torch.dtyp
     return min(max(int((free * SHARE - fixed) / for_one), 1), MOST)
 
 
-def _peak_bytes(model: Model, size: int, batch: int, device: torch.device, amp: torch.dtype | None) -> int:
+def _peak_bytes(model: Network, size: int, batch: int, device: torch.device, amp: torch.dtype | None) -> int:
     """Memory that a forward and backward pass takes at its peak, beyond what was taken before."""
     training = model.training
     torch.cuda.reset_peak_memory_stats(device)

@@ -28,6 +28,11 @@ _TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "data")
 _LATER = {"scale"}  # keys that older checkpoints of this format lack
 KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
 KEYS |= _LATER
+DETECT, CLASSIFY = "detect", "classify"  # tasks: a config without one is a detector's
+_FOR = {
+    DETECT: "a detector, for train.py, val.py and detect.py",
+    CLASSIFY: "a classifier, for the scripts in classify/",
+}
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,17 @@ def read_weights(path: Path) -> Weights:
     except ContentError as error:
         raise InputError(f"{path}: {error}") from None
     return Weights(ours["config"], ours["names"], state, path)
+
+
+def refuse_other_task(config: Mapping[str, Any], task: str, source: Path) -> None:
+    """Refuse a checkpoint's config that is not of a model for `task`.
+
+    Raises:
+        InputError: it says for which scripts the model is.
+    """
+    found = config.get("task", DETECT)
+    if found != task:
+        raise InputError(f"{source}: holds {_FOR.get(found, f'a model for {found!r:.40}')}")
 
 
 def training_scale(path: Path) -> float:

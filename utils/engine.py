@@ -1,34 +1,30 @@
-"""The loops of the method: an epoch of training, the evaluation of a split, and prediction, the same in val and detect.
+"""Prediction, the same in val and detect, and the evaluation of a split; `utils/training.py` has the other loop.
 
 Everything is handed in: this module builds no model, reads no data and writes no file.
 """
 
-import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.loader import Batch, Loader
+from data.loader import Batch, ImageBatch, Loader
 from models.fold import fold, fuse
+from models.network import Network
 from models.yolo import Model
 from utils.boxes import Letterbox, nms, unletterbox
 from utils.coco import Detections
-from utils.loss import DetectionLoss
-from utils.optim import EMA, Optimizer, Schedule
-from utils.options import InputError
-from utils.upstream import Progress, progress
+from utils.training import Criterion, Outputs, compile_model
+from utils.upstream import progress
 
-CLIP_NORM = 10.0
-REPORT_EVERY = 10  # batches
-LOSSES = ("box", "obj", "cls")
+M = TypeVar("M", bound=Network)
+B = TypeVar("B", bound=ImageBatch)
 TEST_TIME_VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
@@ -93,8 +89,29 @@ class Detector(Protocol):
         """Detect once untimed."""
 
 
-class Predictor:
-    """A model made ready to detect: fused, in channels-last memory, on its device and in its precision."""
+class ReadyModel(Generic[M]):
+    """A model made ready to predict: fused, in channels-last memory, on its device and in its precision."""
+
+    def __init__(
+        self, model: M, device: torch.device, *, half: bool = False, folded: bool = True, compiled: bool = False
+    ) -> None:
+        """Copy the model; `half` is float16 on CUDA, else bfloat16."""
+        ready = fuse(model).to(device).to(memory_format=torch.channels_last)
+        self.model = fold(ready, frozen=True) if folded else ready
+        self.forward = compile_model(self.model) if compiled else self.model
+        self.device = device
+        self.half = half
+        self.watch = Stopwatch(device)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if not self.half:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+
+
+class Predictor(ReadyModel[Model]):
+    """A detector made ready."""
 
     def __init__(
         self,
@@ -107,22 +124,17 @@ class Predictor:
         folded: bool = True,
         compiled: bool = False,
     ) -> None:
-        """Copy the model; `half` is float16 on CUDA, else bfloat16; `augment` adds scaled and mirrored views."""
-        ready = fuse(model).to(device).to(memory_format=torch.channels_last)
-        self.model = fold(ready, frozen=True) if folded else ready
-        self.forward = compile_model(self.model) if compiled else self.model
-        self.device = device
+        """Copy the model as `ReadyModel` does; `augment` adds scaled and mirrored views."""
+        super().__init__(model, device, half=half, folded=folded, compiled=compiled)
         self.settings = settings
         self.augment = augment
-        self.half = half
-        self.watch = Stopwatch(device)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Prediction:
         """Detect in a batch as the loader gives it."""
         with self.watch.measure("preprocess"):
             images = batch.to(self.device, torch.channels_last).images
-        with self.watch.measure("inference"), self._precision():
+        with self.watch.measure("inference"), self.precision():
             raw, decoded = self._decode(images)
             if self.settings.single_class:
                 decoded = [torch.cat((rows[:, :5], rows[:, 5:].amax(1, keepdim=True)), 1) for rows in decoded]
@@ -146,11 +158,6 @@ class Predictor:
         """Detect once untimed: the first run allocates memory and lays out kernels."""
         self(batch)
         self.watch.seconds.clear()
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if not self.half:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
     def _decode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Raw maps, and the boxes (n, 5 + nc) of each image that NMS has to choose from."""
@@ -180,24 +187,88 @@ def _to_original(rows: Tensor, geometry: Letterbox | None) -> Tensor:
     return torch.cat((unletterbox(rows[:, :4], geometry), rows[:, 4:]), 1)
 
 
-@dataclass
-class Evaluation:
-    """What `evaluate` gathers: all detections, mean losses if asked, and milliseconds of an image by stage."""
+class BatchPrediction(Protocol):
+    """What a model says of a batch."""
 
-    detections: Detections = field(default_factory=Detections)
+    @property
+    def raw(self) -> Outputs:
+        """What the loss takes; of no length when there is no such thing."""
+
+
+P = TypeVar("P", bound=BatchPrediction)
+B_contra = TypeVar("B_contra", bound=ImageBatch, contravariant=True)
+P_co = TypeVar("P_co", bound=BatchPrediction, covariant=True)
+
+
+class BatchPredictor(Protocol[B_contra, P_co]):
+    """A model made ready to predict, with its watch."""
+
+    watch: Stopwatch
+
+    def __call__(self, batch: B_contra) -> P_co:
+        """Predict of a batch as the loader gives it."""
+
+
+@dataclass
+class Course:
+    """What a pass over a split costs and loses: mean losses if asked, and milliseconds of an image by stage."""
+
     losses: dict[str, float] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 
+def run_over(
+    predictor: BatchPredictor[B, P],
+    loader: Loader[B],
+    on_batch: Callable[[int, B, P], None],
+    *,
+    criterion: Criterion | None = None,
+    description: str = "validation",
+) -> Course:
+    """Run a predictor over a split.
+
+    Args:
+        predictor: the model and its thresholds.
+        loader: batches as they are, not augmented.
+        on_batch: told of each batch and what was predicted of it.
+        criterion: gives the mean losses, too.
+        description: the text before the progress bar.
+    """
+    result, names = Course(), criterion.names if criterion is not None else ()
+    images, sums = 0, torch.zeros(len(names), dtype=torch.float64)
+    for number, batch in enumerate(progress(loader, description, total=len(loader), unit="batch")):
+        prediction = predictor(batch)
+        if criterion is not None and len(prediction.raw):
+            with torch.inference_mode():
+                losses = criterion(_as_float(prediction.raw), batch.targets)
+            sums += torch.stack([losses[name] for name in names]).cpu().double() * len(batch)
+        on_batch(number, batch, prediction)
+        images += len(batch)
+    result.milliseconds = {name: 1e3 * value / max(images, 1) for name, value in predictor.watch.seconds.items()}
+    result.losses = dict(zip(names, (sums / max(images, 1)).tolist(), strict=True))
+    return result
+
+
+def _as_float(raw: Outputs) -> Outputs:
+    return raw.float() if isinstance(raw, Tensor) else [level.float() for level in raw]
+
+
+@dataclass
+class Evaluation(Course):
+    """A detector's course over a split, with all that it has found there."""
+
+    detections: Detections = field(default_factory=Detections)
+
+
 def evaluate(
     predictor: Detector,
-    loader: Loader,
+    loader: Loader[Batch],
     *,
-    criterion: DetectionLoss | None = None,
+    criterion: Criterion | None = None,
     on_batch: Callable[[int, Batch, Prediction], None] | None = None,
     description: str = "validation",
 ) -> Evaluation:
-    """Run a predictor over a split.
+    """Run a detector over a split, as `run_over` does, and gather its detections.
 
     Args:
         predictor: the model and its thresholds.
@@ -206,171 +277,16 @@ def evaluate(
         on_batch: told of each batch and what was found in it, for pictures and files.
         description: the text before the progress bar.
     """
-    result = Evaluation()
-    images, sums = 0, torch.zeros(len(LOSSES), dtype=torch.float64)
-    for number, batch in enumerate(progress(loader, description, total=len(loader), unit="batch")):
-        prediction = predictor(batch)
+    detections = Detections()
+
+    def gather(number: int, batch: Batch, prediction: Prediction) -> None:
         for index, rows in zip(batch.indices, prediction.original, strict=True):
-            result.detections.add(index, rows)
-        if criterion is not None and prediction.raw:
-            with torch.inference_mode():
-                losses = criterion([level.float() for level in prediction.raw], batch.boxes)
-            sums += torch.stack([losses[name] for name in LOSSES]).cpu().double() * len(batch)
+            detections.add(index, rows)
         if on_batch is not None:
             on_batch(number, batch, prediction)
-        images += len(batch)
-    result.milliseconds = {name: 1e3 * value / max(images, 1) for name, value in predictor.watch.seconds.items()}
-    if criterion is not None:
-        result.losses = dict(zip(LOSSES, (sums / max(images, 1)).tolist(), strict=True))
-    return result
 
-
-@dataclass(frozen=True)
-class Place:
-    """How far a training has come: `batch` batches of `epoch` are done and the optimizer's step after them, too.
-
-    `losses` are their sums over the `images` of the epoch so far, by LOSSES.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    losses: tuple[float, ...] = (0.0,) * len(LOSSES)
-    images: int = 0
-
-
-class NonFiniteLossError(InputError):
-    """The loss of batch `number` of an epoch is no finite number."""
-
-    def __init__(self, number: int, losses: Sequence[float]) -> None:
-        found = ", ".join(f"{name} {value:g}" for name, value in zip(LOSSES, losses, strict=True))
-        super().__init__(f"the loss is not finite ({found})")
-        self.number = number
-
-
-@dataclass
-class Trainer:
-    """What an epoch of training works on."""
-
-    model: Model
-    ema: EMA[Model]
-    criterion: DetectionLoss
-    optimizer: Optimizer
-    schedule: Schedule
-    scaler: torch.amp.GradScaler
-    device: torch.device
-    amp: torch.dtype | None = None  # precision of the forward pass; None is float32
-    multi_scale: bool = False
-    compiled: bool = False
-    seed: int = 0
-    _unread: list[tuple[int, Tensor]] = field(default_factory=list)  # numbers and losses of batches not looked at yet
-
-    def __post_init__(self) -> None:
-        self.forward = compile_model(self.model) if self.compiled else self.model
-
-    def train_one_epoch(
-        self,
-        loader: Loader,
-        place: Place,
-        *,
-        on_batch: Callable[[int, Batch], None] | None = None,
-        on_step: Callable[[Callable[[], Place]], None] | None = None,
-    ) -> dict[str, float]:
-        """Train over the loader once, from `place` on, where the loader starts; returns the mean losses by name.
-
-        Args:
-            loader: the batches that are left of the epoch.
-            place: where in the run they begin.
-            on_batch: told of each batch before it is used.
-            on_step: called after each step of the optimizer with a function that gives the place reached.
-
-        Raises:
-            NonFiniteLossError: a loss is no longer a finite number.
-        """
-        self.model.train()
-        total, seen = torch.tensor(place.losses, device=self.device), place.images
-        accumulated, last = 0, self.schedule.batches - 1
-        bar: Progress[Batch] = progress(total=self.schedule.batches, unit="batch")
-        with bar:
-            bar.update(place.batch)
-            for number, batch in enumerate(loader, place.batch):
-                if on_batch is not None:
-                    on_batch(number, batch)
-                count = place.epoch * self.schedule.batches + number
-                self.schedule.apply(self.optimizer, count)
-                losses = self._backward(batch, count)
-                self._unread.append((number, losses))
-                total += losses * len(batch)
-                accumulated, seen = accumulated + 1, seen + len(batch)
-                if number % REPORT_EVERY == 0 or number == last:
-                    self._report(bar, place.epoch, total / seen, batch)
-                if accumulated >= self.schedule.accumulate(count) or number == last:
-                    self._step()
-                    accumulated = 0
-                    if on_step is not None:
-                        on_step(functools.partial(self._place, place.epoch, number + 1, total, seen))
-                bar.update()
-        return dict(zip(LOSSES, (total / max(seen, 1)).tolist(), strict=True))
-
-    def _place(self, epoch: int, batch: int, total: Tensor, images: int) -> Place:
-        self._check_losses()
-        return Place(epoch, batch, tuple(total.tolist()), images)
-
-    def _check_losses(self) -> None:
-        """Look at the losses since the last look, which waits for the device."""
-        unread, self._unread = self._unread, []
-        values = torch.stack([losses for _, losses in unread]).tolist() if unread else []
-        for (number, _), losses in zip(unread, values, strict=True):
-            if not all(map(math.isfinite, losses)):
-                raise NonFiniteLossError(number, losses)
-
-    def _backward(self, batch: Batch, count: int) -> Tensor:
-        """Add a batch's gradients; returns its losses (3)."""
-        batch = batch.to(self.device, torch.channels_last)
-        images = self._rescaled(batch.images, count) if self.multi_scale else batch.images
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            raw = self.forward(images)
-        losses = self.criterion(raw, batch.boxes)
-        loss = sum(losses.values(), start=images.new_zeros(())) * len(batch)  # the sum over images, as YOLOv5 steps
-        self.scaler.scale(loss).backward()
-        return torch.stack([losses[name].detach() for name in LOSSES])
-
-    def _rescaled(self, images: Tensor, count: int) -> Tensor:
-        """Resize a batch to a random size within half and one and a half times its own."""
-        stride = self.model.max_stride
-        size = max(images.shape[2:])
-        rng = np.random.default_rng((self.seed, count))
-        wanted = int(rng.integers(int(size * 0.5), int(size * 1.5) + stride)) // stride * stride
-        shape = [max(round(side * wanted / size / stride), 1) * stride for side in images.shape[2:]]
-        return F.interpolate(images, shape, mode="bilinear", align_corners=False)
-
-    def _step(self) -> None:
-        """Turn the accumulated gradients into one step of the optimizer, and of the average."""
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update()
-
-    def _report(self, bar: Progress[Batch], epoch: int, mean: Tensor, batch: Batch) -> None:
-        self._check_losses()
-        values = mean.tolist()
-        text = " ".join(f"{name} {value:.4f}" for name, value in zip(LOSSES, values, strict=True))
-        bar.describe(f"epoch {epoch + 1}/{self.schedule.epochs} {text} {batch.images.shape[-1]} px")
-
-
-def compile_model(model: Model) -> Callable[[Tensor], list[Tensor]]:
-    """Let torch.compile make kernels for a model, anew for each shape of its input; its parameters stay shared."""
-    return torch.compile(model, dynamic=False)
-
-
-def find_amp(device: torch.device) -> torch.dtype | None:
-    """The reduced precision that the hardware has instructions for: float16 or bfloat16 on CUDA, bfloat16 on CPUs."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return torch.bfloat16
-    return None
+    course = run_over(predictor, loader, gather, criterion=criterion, description=description)
+    return Evaluation(course.losses, course.milliseconds, detections)
 
 
 def image_weights(classes: np.ndarray, starts: np.ndarray, average_precision: Sequence[float]) -> np.ndarray:

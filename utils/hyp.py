@@ -1,8 +1,10 @@
-"""The recipe of a training: the keys that a YAML in data/hyps/ may hold, with YOLOv5's names and defaults."""
+"""The recipes of trainings: the keys that a YAML in data/hyps/ may hold, with YOLOv5's names and defaults."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
@@ -22,6 +24,8 @@ SHARES = (
     "scale",
     "tile_visible",
     "min_visible",
+    "lr_steps",
+    "lr_step_factor",
 )
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
@@ -35,20 +39,33 @@ RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is 
 
 
 @dataclass(frozen=True)
-class Hyp:
-    """Hyperparameters; gains are for 80 classes, 3 scales and 640 px, as `scaled_gains` says."""
+class Recipe:
+    """What the recipes of all tasks have: the optimizer, its schedule, and the average of the weights."""
 
     optimizer: str | None = None  # the recipe's own choice; --optimizer has the last word
-    spd_init: str = "full"  # how space-to-depth's readers start from scratch; "lifted": as in a strided model
     lr0: float = 0.01  # learning rate after the warm-up
     lrf: float = 0.01  # its share left at the end
+    lr_steps: list[float] = field(default_factory=list)  # shares of the run where the rate falls, in place of a slope
+    lr_step_factor: float = 0.2  # what it is multiplied by there
     momentum: float = 0.937  # SGD's momentum, Adam's beta1
+    nesterov: bool = True  # of SGD
     weight_decay: float = 0.0005  # at the nominal batch of 64
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
     nominal_batch: int = 64  # gradients are accumulated up to about so many images
     ema_tau: float = 2000.0  # updates after which the average's decay has come 63 % of its way
+    label_smoothing: float = 0.0
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Hyp(Recipe):
+    """A detector's hyperparameters; gains are for 80 classes, 3 scales and 640 px, as `scaled_gains` says."""
+
+    spd_init: str = "full"  # how space-to-depth's readers start from scratch; "lifted": as in a strided model
     box: float = 0.05
     cls: float = 0.5
     cls_pw: float | str = 1.0  # weight of a positive in the class loss; "auto": more for rarer classes
@@ -57,7 +74,6 @@ class Hyp:
     anchor_t: float = 4.0  # largest ratio of a box's side to its anchor's
     anchors: float | None = None  # anchors on each scale, when not the model's own; rounded
     fl_gamma: float = 0.0  # focal loss's gamma; 0 is none
-    label_smoothing: float = 0.0
     hsv_h: float = 0.015
     hsv_s: float = 0.7
     hsv_v: float = 0.4
@@ -87,24 +103,34 @@ class Hyp:
 
 
 def load_hyp(name: str | Path) -> Hyp:
-    """Read a recipe, found as given or in data/hyps/.
+    """Read a detector's recipe, found as given or in data/hyps/.
 
     Raises:
         InputError: no such file, an unknown key, or a value out of its range.
     """
-    path = find_yaml(name, "data/hyps", "data")
-    content = read_yaml(path)
-    content.pop("iou_t", None)  # in every recipe of YOLOv5's, and read by nothing there
-    hyp = from_mapping(Hyp, content, str(name))
-    if hyp.optimizer not in (None, *OPTIMIZERS):
-        raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
+    hyp = read_recipe(Hyp, name, ignored=("iou_t",))  # in every recipe of YOLOv5's, and read by nothing there
     if hyp.spd_init not in SPD_STARTS:
         raise InputError(f"{name}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {hyp.spd_init!r}")
     if isinstance(hyp.cls_pw, str) and hyp.cls_pw != AUTO:
         raise InputError(f"{name}: cls_pw: expected a number or {AUTO}, found {hyp.cls_pw!r}")
-    for field in fields(Hyp):
-        value = getattr(hyp, field.name)
-        least, most = RANGES.get(field.name, (0, math.inf))
-        if isinstance(value, float | int) and not least <= value <= most:
-            raise InputError(f"{name}: {field.name}: expected {least:g} to {most:g}, found {value:g}")
+    return hyp
+
+
+def read_recipe(cls: type[R], name: str | Path, *, ignored: Sequence[str] = ()) -> R:
+    """Read a recipe of a task, found as given or in data/hyps/.
+
+    Raises:
+        InputError: no such file, an unknown key, or a value out of its range.
+    """
+    content = read_yaml(find_yaml(name, "data/hyps", "data"))
+    hyp = from_mapping(cls, {key: value for key, value in content.items() if key not in ignored}, str(name))
+    if hyp.optimizer not in (None, *OPTIMIZERS):
+        raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
+    for key in fields(cls):
+        given = getattr(hyp, key.name)
+        least, most = RANGES.get(key.name, (0, math.inf))
+        for value in given if isinstance(given, list) else [given]:
+            number = isinstance(value, float | int)
+            if (number and not least <= value <= most) or (isinstance(given, list) and not number):
+                raise InputError(f"{name}: {key.name}: expected {least:g} to {most:g}, found {value}")
     return hyp

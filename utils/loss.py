@@ -17,6 +17,7 @@ from utils.boxes import complete_iou
 OBJECTNESS_BALANCE = {3: (4.0, 1.0, 0.4)}
 OBJECTNESS_BALANCE_MORE = (4.0, 1.0, 0.25, 0.06, 0.02)
 FOCAL_ALPHA = 0.25
+LOSSES = ("box", "obj", "cls")
 # Half a cell towards the left, upper, right and lower neighbour; the first row is the cell itself.
 NEIGHBOURS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 
@@ -98,6 +99,7 @@ class DetectionLoss(nn.Module):
     choosing cells for them waits for nothing; the maps may be anywhere.
     """
 
+    names = LOSSES
     cls_pw: Tensor
     obj_pw: Tensor
 

@@ -8,14 +8,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from utils.hyp import Hyp
+from utils.hyp import Recipe
 
 Optimizer = torch.optim.Optimizer
 M = TypeVar("M", bound=nn.Module)
 
 
-def make_optimizer(model: nn.Module, name: str, hyp: Hyp, batch_size: int) -> Optimizer:
-    """Make SGD (Nesterov), Adam or AdamW with three groups: biases, weights that decay, other weights.
+def make_optimizer(model: nn.Module, name: str, hyp: Recipe, batch_size: int) -> Optimizer:
+    """Make SGD, Adam or AdamW with three groups: biases, weights that decay, other weights.
 
     Only the weights of convolutions and linear layers decay, by `weight_decay` for a nominal batch.
     """
@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, name: str, hyp: Hyp, batch_size: int) -> Op
         {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"},
     ]
     if name == "SGD":
-        return torch.optim.SGD(settings, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True, fused=True)
+        return torch.optim.SGD(settings, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.nesterov, fused=True)
     make: type[torch.optim.Adam] = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name]
     return make(settings, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
 
@@ -47,7 +47,7 @@ def accumulation(batch_size: int, nominal: int = 64) -> int:
 class Schedule:
     """Learning rate, momentum and accumulation as functions of the batch count: nothing to save, nothing to resume."""
 
-    hyp: Hyp
+    hyp: Recipe
     epochs: int
     batches: int  # in an epoch
     batch_size: int
@@ -62,8 +62,10 @@ class Schedule:
         return min(wanted, self.epochs * self.batches // 3)
 
     def share(self, epoch: int) -> float:
-        """Share of lr0 in an epoch, from 1 to lrf."""
+        """Share of lr0 in an epoch: from 1 to lrf, or by the recipe's steps."""
         past = epoch / self.epochs
+        if self.hyp.lr_steps:
+            return self.hyp.lr_step_factor ** sum(past >= step for step in self.hyp.lr_steps)
         left = (1 + math.cos(math.pi * past)) / 2 if self.cosine else 1 - past
         return left * (1 - self.hyp.lrf) + self.hyp.lrf
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from data.annotations import Annotations
 from utils.checkpoint import restore_rng
-from utils.engine import Place, Trainer
 from utils.options import InputError, Ranged, from_mapping
+from utils.training import Place, Trainer
 
 O = TypeVar("O", bound=Ranged)  # noqa: E741
 T = TypeVar("T")
@@ -100,10 +100,9 @@ def refuse_changed_data(saved: Mapping[str, Any], found: Mapping[str, Any], sour
             raise InputError(f"{source}: {key} changed since the run to resume began{told}")
 
 
-def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Place:
+def restore(trainer: Trainer[Any, Any], checkpoint: Mapping[str, Any]) -> Place:
     """Set a trainer and the random generators to where a checkpoint was written; returns the place in the run."""
     trainer.model.load_state_dict(checkpoint["model"])
-    trainer.criterion.anchors.copy_(trainer.model.head.anchors)  # which AutoAnchor may have fitted
     trainer.ema.model.load_state_dict(checkpoint["ema"])
     trainer.ema.updates = checkpoint["updates"]
     trainer.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -113,7 +112,7 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Place:
     return from_mapping(Place, checkpoint["place"], "place")
 
 
-def training_state(trainer: Trainer, place: Place) -> dict[str, Any]:
+def training_state(trainer: Trainer[Any, Any], place: Place) -> dict[str, Any]:
     """A checkpoint's entries that `restore` needs, but for the random generators."""
     return {
         "config": trainer.model.config,

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
 from models.yolo import Model, load_model
-from utils.checkpoint import TransferReport, Weights, read_weights, transfer
+from utils.checkpoint import DETECT, TransferReport, Weights, read_weights, refuse_other_task, transfer
 from utils.lift import LiftReport, lift
 from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
@@ -148,11 +149,21 @@ def build_from_weights(weights: Weights) -> Model:
     Raises:
         InputError: its tensors do not fit the model that its own YAML describes.
     """
+    refuse_other_task(weights.config, DETECT, weights.source)
     model = Model(weights.config, names=weights.names, source=str(weights.source))
+    copy_all(model, weights)
+    return model
+
+
+def copy_all(model: nn.Module, weights: Weights) -> None:
+    """Copy a checkpoint's tensors into the model that its own config describes.
+
+    Raises:
+        InputError: they do not fit.
+    """
     report = transfer(model, weights)
     if report.missing or report.mismatched:
         raise InputError(f"{weights.source}: its weights do not fit its own model: {report}")
-    return model
 
 
 def open_model(path: str, data_names: Sequence[str] | None = None) -> Model:
@@ -182,6 +193,8 @@ def start_model(
     if not weights and not cfg:
         raise InputError("--weights or --cfg: give a checkpoint to start from, a model YAML, or both")
     start = read_weights(Path(weights)) if weights else None
+    if start is not None:
+        refuse_other_task(start.config, DETECT, start.source)
     if cfg:
         model = load_model(cfg, names=names, anchors=anchors)
     else:

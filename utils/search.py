@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from utils.engine import NonFiniteLossError
 from utils.hyp import RANGES, Hyp
 from utils.options import InputError, from_mapping, read_yaml
 from utils.plots import plot_search
 from utils.report import write_csv, write_yaml
 from utils.resume import CHANGEABLE, changed_options, newest
 from utils.runs import make_run_folder, seed_everything
+from utils.training import NonFiniteLossError
 from utils.validation import Report
 
 try:

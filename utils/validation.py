@@ -134,7 +134,7 @@ def yolo_lines(rows: Tensor, size: Tensor, confidences: bool, *, corners: bool =
 
 def validate(
     predictor: Detector,
-    loader: Loader,
+    loader: Loader[Batch],
     annotations: Annotations,
     *,
     bands: Bands = COCO_BANDS,

@@ -11,8 +11,9 @@ from data.loader import collate
 from models.fold import fold
 from models.yolo import load_model
 from tests.formula import fill_by_formula
-from utils.engine import LOSSES, NmsSettings, Predictor, find_amp, image_weights
-from utils.loss import DetectionLoss
+from utils.engine import NmsSettings, Predictor, image_weights
+from utils.loss import LOSSES, DetectionLoss
+from utils.training import find_amp
 
 
 def test_images_with_rare_and_badly_found_classes_weigh_more() -> None:

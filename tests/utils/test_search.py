@@ -21,11 +21,11 @@ from tests.test_interruptions import error_line, flags
 from tests.test_scripts import command
 from tests.utils.pictures import has_colour, read
 from utils import search
-from utils.engine import NonFiniteLossError
 from utils.hyp import Hyp, load_hyp
 from utils.options import ROOT, InputError, Interrupted
 from utils.plots import plot_search
 from utils.run_log import RunLog
+from utils.training import NonFiniteLossError
 
 RECIPE = Hyp(lr0=0.02, mosaic=0.3)
 
@@ -142,7 +142,7 @@ def test_a_study_survives_a_kill_in_a_write_and_asks_for_no_more_than_it_has(tmp
 def test_a_recipe_that_diverges_fails_alone(tmp_path: Path) -> None:
     def diverges(own: Path, give_up: search.GiveUp) -> float:
         if own.name != "trial001":
-            raise InputError("epoch 1, batch 2: a, b") from NonFiniteLossError(1, [1.0, math.nan, 1.0])
+            raise InputError("epoch 1, batch 2: a, b") from NonFiniteLossError(1, {"box": 1.0, "obj": math.nan})
         return hill(own, give_up)
 
     table = run(tmp_path, 3, diverges)

@@ -1,0 +1,381 @@
+"""One training from its options to its report, the same for every task: epochs, validation, checkpoints, an early end.
+
+A task fills in what is its own: its data, its model, its loss, how it validates, and what its log shows.
+"""
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from numpy.typing import NDArray
+
+from data.loader import ImageBatch, Loader, LoaderError
+from models.fold import fold
+from models.network import Network
+from utils.autobatch import largest_batch
+from utils.checkpoint import (
+    Weights,
+    load_checkpoint,
+    read_weights,
+    refuse_other_task,
+    rng_state,
+    save_checkpoint,
+    strip,
+)
+from utils.hyp import OPTIMIZERS, Recipe
+from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
+from utils.options import InputError, Interrupted, Ranged, from_mapping, option
+from utils.resume import find_last, refuse_changed_data, restore, resumed_options, training_state
+from utils.run_log import RunLog
+from utils.runs import StopSignals, check_image_size, make_run_folder, seed_everything
+from utils.training import Criterion, NonFiniteLossError, Place, Trainer, find_amp
+from utils.upstream import select_device
+
+
+@dataclass
+class RunOptions(Ranged):
+    """Flags of every training script; a field is a flag."""
+
+    weights: str = option("", "checkpoint to start from; empty trains from scratch")
+    data: str = option("", "data set")
+    hyp: str = option("", "recipe, also by its name in data/hyps/")
+    epochs: int = option(100, "passes over the training images", least=1)
+    batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
+    imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
+    resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
+    nosave: bool = option(False, "keep the last checkpoint only")
+    noval: bool = option(False, "validate after the last epoch only")
+    noplots: bool = option(False, "write no pictures")
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    optimizer: str | None = option(None, "SGD, Adam or AdamW; the recipe's when not given", choices=OPTIMIZERS)
+    workers: int = option(8, "processes that load images, no more than there are cores", least=0)
+    project: str = option("runs/train", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    cos_lr: bool = option(False, "cosine learning-rate schedule, not linear")
+    label_smoothing: float | None = option(
+        None, "share taken from the true class; the recipe's when not given", least=0, most=1
+    )
+    patience: int = option(100, "epochs without improvement before stopping; 0 never stops", least=0)
+    save_period: int = option(-1, "keep a checkpoint every so many epochs")
+    save_interval: float = option(0, "minutes between checkpoints within an epoch; 0 saves at its end only", least=0)
+    fitness: str = option("", "figures whose sum chooses best.pt")
+    seed: int = option(0, "seed of everything random", least=0)
+    amp: bool = option(True, "reduced precision where the hardware has it")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+    compile: bool = option(False, "let torch.compile make kernels; takes minutes, then saves time")
+
+
+class RunReport(Protocol):
+    """What a run needs of a validation."""
+
+    def fitness(self, weights: Mapping[str, float]) -> float:
+        """The weighted sum of figures that the best epoch is chosen by; nan where there is nothing to measure."""
+
+    def table(self, *, per_class: bool = False) -> str:
+        """What the console shows, the most important in its first two lines."""
+
+
+O = TypeVar("O", bound=RunOptions)  # noqa: E741
+H = TypeVar("H", bound=Recipe)
+M = TypeVar("M", bound=Network)
+B = TypeVar("B", bound=ImageBatch)
+R = TypeVar("R", bound=RunReport)
+Checkpoint = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task(Generic[H, M]):
+    """What tells one task's training from another's before there are data."""
+
+    name: str  # in checkpoints
+    script: str  # in messages
+    recipe: type[H]
+    load_recipe: Callable[[str], H]
+    parse_fitness: Callable[[str], dict[str, float]]
+    rebuild: Callable[[Weights], M]
+
+
+class TrainingRun(ABC, Generic[O, H, M, B, R]):
+    """One run: built from the options before anything is written, then trained."""
+
+    task: Task[H, M]
+
+    def __init__(self, options: O, checkpoint: Checkpoint | None, signals: StopSignals) -> None:
+        self.logger = logging.getLogger("yolov5-spd")
+        self.device = select_device(options.device)
+        self.hyp = self._recipe(options, checkpoint)
+        self.options = options
+        self.signals = signals
+        self.fitness = self.task.parse_fitness(options.fitness)
+        self.data = self.read_data()
+        self.model = self.make_model(checkpoint).to(self.device).to(memory_format=torch.channels_last)
+        self.size = check_image_size(options.imgsz, self.model.max_stride)
+        self.prepare_model(checkpoint)
+        if options.fold:
+            fold(self.model)
+        self.batch_size = self._choose_batch_size()
+        self.loader = self.make_loader()
+        self.trainer = self._make_trainer()
+        self.stopper = EarlyStopping(options.patience)
+        self.start = Place()
+        self.saved_best: int | None = None  # epoch of best.pt
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.reached: Callable[[], Place] = lambda: self.start
+        self.saved_at = time.monotonic()
+
+    @abstractmethod
+    def read_data(self) -> dict[str, Any]:
+        """Read the training and the validation split; returns each one's fingerprint."""
+
+    @abstractmethod
+    def make_model(self, checkpoint: Checkpoint | None) -> M:
+        """Make the model to be trained."""
+
+    def prepare_model(self, checkpoint: Checkpoint | None) -> None:
+        """Do to the model, on its device, what the data or the options ask for."""
+
+    @abstractmethod
+    def make_loader(self) -> Loader[B]:
+        """Make the loader of training batches."""
+
+    @abstractmethod
+    def make_criterion(self) -> Criterion:
+        """Make the loss."""
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """Further settings of the trainer."""
+        return {}
+
+    @abstractmethod
+    def make_log(self) -> RunLog[B, R]:
+        """Open the log in the run's folder."""
+
+    @abstractmethod
+    def validate(self, model: M | None = None) -> R:
+        """Validate the average of the weights, or another model."""
+
+    @abstractmethod
+    def image_name(self, index: int) -> str:
+        """What to call a training image."""
+
+    def image_weights(self) -> NDArray[Any] | None:
+        """How often each training image is drawn in the next epoch, if not once."""
+        return None
+
+    def note(self, report: R) -> None:
+        """Keep of a validation what the next epoch needs."""
+
+    def restored(self, checkpoint: Checkpoint) -> None:
+        """Take up what else the checkpoint to go on from holds."""
+
+    def state(self) -> dict[str, Any]:
+        """Further entries of a checkpoint."""
+        return {}
+
+    def best_state(self) -> dict[str, Any]:
+        """Further entries of a checkpoint's `best`."""
+        return {}
+
+    def finish(self, best: M) -> R:
+        """Measure the best model as its users will have it; returns its validation."""
+        return self.validate(best)
+
+    def _recipe(self, options: O, checkpoint: Checkpoint | None) -> H:
+        if checkpoint is not None:
+            return from_mapping(self.task.recipe, checkpoint["hyp"], f"{options.resume}: hyp")
+        hyp = self.task.load_recipe(options.hyp)
+        if options.label_smoothing is not None:
+            hyp = replace(hyp, label_smoothing=options.label_smoothing)
+        return replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD")
+
+    def _choose_batch_size(self) -> int:
+        if self.options.batch_size == -1:
+            chosen = largest_batch(self.model, self.size, self.device, self.amp)
+            self.logger.info(f"--batch-size -1: {chosen}")
+            return chosen
+        if self.options.batch_size < 1:
+            raise InputError(f"--batch-size {self.options.batch_size}: expected 1 or more, or -1")
+        return self.options.batch_size
+
+    @cached_property
+    def amp(self) -> torch.dtype | None:
+        """Precision of the forward pass in training."""
+        return find_amp(self.device) if self.options.amp else None
+
+    def _make_trainer(self) -> Trainer[M, B]:
+        options, hyp, model = self.options, self.hyp, self.model
+        assert hyp.optimizer is not None
+        return Trainer(
+            model=model,
+            ema=EMA(model, tau=hyp.ema_tau),
+            criterion=self.make_criterion(),
+            optimizer=make_optimizer(model, hyp.optimizer, hyp, self.batch_size),
+            schedule=Schedule(hyp, options.epochs, len(self.loader), self.batch_size, cosine=options.cos_lr),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.amp is torch.float16),
+            device=self.device,
+            amp=self.amp,
+            compiled=options.compile,
+            seed=options.seed,
+            **self.trainer_settings(),
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where the checkpoint was written, unless the data are others now or nothing is left to do."""
+        options = self.options
+        for split, found in self.data.items():
+            refuse_changed_data(checkpoint["data"][split], found, f"{options.data}: {split}")
+        self.start = restore(self.trainer, checkpoint)
+        best = checkpoint["best"]
+        self.stopper.best, self.stopper.best_epoch = best["fitness"], best["epoch"]
+        self.saved_best = best["saved"]
+        self.restored(checkpoint)
+        planned = checkpoint["options"]["epochs"]
+        if options.epochs <= self.start.epoch:
+            raise InputError(
+                f"--resume {options.resume}: {self.start.epoch} epochs are done; --epochs with a larger number goes on"
+            )
+        if options.epochs != planned:
+            self.logger.info(f"{options.epochs} epochs, not {planned}: learning rates follow the new length from here")
+
+    def run(self, give_up: Callable[[int, float], bool] = lambda *_: False) -> R:
+        """Train all epochs, unless `give_up` ends it after one, and validate the best; returns that validation."""
+        self.give_up = give_up
+        options = self.options
+        self.folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok, below="weights")
+        self.weights_folder = self.folder / "weights"
+        self.best = self.weights_folder / "best.pt"
+        if self.saved_best is None:
+            self.best.unlink(missing_ok=True)  # of an earlier run in this folder
+        self.log = self.make_log()
+        self.log.settings(opt=asdict(options), hyp=asdict(self.hyp))
+        if self.start == Place():
+            self.log.labels()
+            self.log.graph(self.model, self.size)
+        started = time.perf_counter()
+        self.logger.info(f"training {options.epochs} epochs at {self.size} px in {self.folder}")
+        place = self.start
+        while place.epoch < options.epochs:
+            if self._epoch(place):
+                self.logger.info(f"stopped early: epoch {self.stopper.best_epoch + 1} was the best")
+                break
+            place = Place(place.epoch + 1)
+        self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
+        return self._finish()
+
+    def _epoch(self, place: Place) -> bool:
+        """Train and validate; when something stops it, save what was reached; returns whether to stop early."""
+        try:
+            try:
+                losses = self._train(place)
+                self.signals.check()
+                return self._conclude(place.epoch, losses)
+            except (Interrupted, LoaderError):
+                self._save(self.reached())
+                self.logger.info(f"saved; {self.task.script} --resume {self.folder} goes on from here")
+                self.signals.check()  # a signal to all processes ends the loader's, too
+                raise
+        except NonFiniteLossError as error:
+            raise self._explained(error, place.epoch) from error
+
+    def _train(self, place: Place) -> dict[str, float]:
+        """Train what is left of an epoch; returns its mean losses."""
+        self.loader.set_epoch(place.epoch, self.image_weights(), first=place.batch)
+        draw = self.log.batch_drawer() if place.epoch == 0 else None
+        self.reached = lambda: place
+        with self.signals.deferred():
+            return self.trainer.train_one_epoch(self.loader, place, on_batch=draw, on_step=self._after_step)
+
+    def _after_step(self, reached: Callable[[], Place]) -> None:
+        """Stop if a signal has come, and save if it is time."""
+        self.reached = reached
+        self.signals.check()
+        interval = 60 * self.options.save_interval
+        if interval and time.monotonic() - self.saved_at >= interval:
+            self._save(reached())
+
+    def _conclude(self, epoch: int, losses: dict[str, float]) -> bool:
+        """Validate if due, log and save; returns whether to stop early."""
+        options, trainer = self.options, self.trainer
+        last = epoch == options.epochs - 1
+        report = self.validate() if last or not options.noval else None
+        self.log.epoch(epoch, losses, report, [group["lr"] for group in trainer.optimizer.param_groups])
+        improved, stop = False, False
+        if report is not None:
+            self.logger.info("\n".join(report.table().splitlines()[:2]))
+            self.note(report)
+            fitness = report.fitness(self.fitness)
+            if math.isnan(fitness):
+                self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
+            improved = self.stopper.improves(fitness, epoch)
+            stop = self.stopper.exhausted(epoch) or (not last and self.give_up(epoch, fitness))
+        if not options.nosave or last or stop:
+            is_best = improved or options.nosave or ((last or stop) and self.saved_best is None)
+            self._save(Place(epoch + 1), is_best=is_best)
+        return stop
+
+    def _explained(self, error: NonFiniteLossError, epoch: int) -> InputError:
+        """Draw the batch that spoilt the loss, and tell which images were in it."""
+        batch = self.loader.batch(error.number)
+        names = ", ".join(self.image_name(index) for index in batch.indices)
+        picture = self.log.debug_batch(batch, f"epoch{epoch}_batch{error.number}")
+        self.log.tensorboard.close()  # Python may go on with other runs
+        last = self.weights_folder / "last.pt"
+        kept = f"; {last} is from before" if last.is_file() else ""
+        return InputError(
+            f"epoch {epoch + 1}, batch {error.number + 1}: {error} with {names} ({picture}){kept}; a lower lr0 or"
+            " --no-amp may help"
+        )
+
+    def _save(self, place: Place, *, is_best: bool = False) -> None:
+        """Write last.pt, best.pt if these weights are the best so far, and the periodic checkpoint when due."""
+        epoch = place.epoch - 1  # the one concluded
+        self.saved_best = epoch if is_best else self.saved_best
+        best = {"fitness": self.stopper.best, "epoch": self.stopper.best_epoch, "saved": self.saved_best}
+        content = training_state(self.trainer, place) | {
+            "rng": rng_state(),
+            "data": self.data,
+            "best": best | self.best_state(),
+            "options": asdict(self.options),
+            "hyp": asdict(self.hyp),
+            "versions": {"torch": str(torch.__version__)},
+            **self.state(),
+        }
+        if is_best:  # before last.pt, which says that it is there
+            save_checkpoint(self.best, strip(content))
+        save_checkpoint(self.weights_folder / "last.pt", content)
+        self.saved_at = time.monotonic()
+        period = self.options.save_period
+        if period > 0 and place.batch == 0 and place.epoch % period == 0:
+            save_checkpoint(self.weights_folder / f"epoch{epoch}.pt", content)
+
+    def _finish(self) -> R:
+        """Validate best.pt as its users will have it, and draw what the run looked like."""
+        report = self.finish(self.task.rebuild(read_weights(self.best)))
+        assert self.saved_best is not None
+        self.logger.info(f"best.pt, of epoch {self.saved_best + 1}:\n{report.table(per_class=True)}")
+        title = f"best.pt of {self.folder.name} on {Path(self.options.data).stem}, epoch {self.saved_best + 1}"
+        self.log.finish(report, asdict(self.options), title=title)
+        self.logger.info(f"results in {self.folder}")
+        return report
+
+
+def run_training(kind: type[TrainingRun[O, H, M, B, R]], options: O) -> R:
+    """Train as the options say, from the start or from where a run stopped; returns the best epoch's validation."""
+    checkpoint = None
+    if options.resume:
+        path = find_last(options.resume)
+        checkpoint = load_checkpoint(path)
+        refuse_other_task(checkpoint["config"], kind.task.name, path)
+        options = resumed_options(options, checkpoint, path)
+    seed_everything(options.seed)
+    with StopSignals() as signals:
+        return kind(options, checkpoint, signals).run()
