@@ -113,8 +113,8 @@ def main(options: Options) -> tuple[Path, Source]:
                 _detect(detection, window)
         finally:  # a stream has no end but a signal
             times = detector.watch.seconds.items()
-            speeds = ", ".join(f"{1e3 * value / max(output.frames, 1):.1f} ms {name}" for name, value in times)
-            logger.info(f"{output.frames} frames, {output.summary()}; {speeds} a frame")
+            speeds = ", ".join(f"{1e3 * value / output.frames:.1f} ms {name}" for name, value in times if output.frames)
+            logger.info(f"{output.frames} frames, {output.summary()}{f'; {speeds} a frame' if speeds else ''}")
             logger.info(f"results in {folder}")
     return folder, source
 

@@ -181,7 +181,7 @@ def main(options: Options) -> None:
     lines = heading(
         f"Detection in {source} with {weights}, drawn and encoded: medians of {options.rounds} turns",
         f"python -m benchmarks.video --weights {weights} --source {source} --batch-size {options.batch_size}"
-        f" --rounds {options.rounds}",
+        f" --frames {options.frames} --rounds {options.rounds}",
         select_device(options.device),
     )
     with tempfile.TemporaryDirectory() as folder:
