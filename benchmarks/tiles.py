@@ -20,7 +20,7 @@ from utils.engine import NmsSettings, Predictor
 from utils.options import Ranged, option, run_script
 from utils.report import write_text_atomically
 from utils.runs import check_image_size, open_model
-from utils.tiles import TiledPredictor, Tiling, tile_side
+from utils.tiles import TiledPredictor, Tiling
 from utils.upstream import select_device
 
 FIGURES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "R")
@@ -37,6 +37,9 @@ class Options(Ranged):
     tile: str = option("640", "a tile's side in pixels of the images, or 'auto'")
     overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
     batch_size: int = option(16, "tiles in a forward pass", aliases=("--batch",), least=1)
+    speeds: list[int] = option(
+        [128, 256, 640], "sides of the tiles whose speed is measured, seen as they are", least=32
+    )
     rounds: int = option(5, "timed turns of each variant, after one that is not counted", least=1)
     device: str = option("", "cpu, or a GPU's number; empty chooses")
     output: str | None = option(None, "markdown file for the result; printed in any case")
@@ -49,13 +52,12 @@ def largest_image(options: Options, size: int, stride: int) -> Batch:
     return collate([letterboxed_item(read_image(path), size, stride)])
 
 
-def speed(options: Options) -> list[str]:
+def speed(options: Options, tile: int) -> list[str]:
     """Lines about the time for an image, tiles in batches against tiles one by one."""
     model = open_model(options.weights)
-    size = check_image_size(options.imgsz, model.max_stride)
+    size = check_image_size(tile, model.max_stride)
     predictor = Predictor(model, select_device(options.device), settings=NmsSettings(conf=0.25))
     batch = largest_image(options, size, model.max_stride)
-    tile = tile_side(options.tile, size, Path(options.weights))
 
     def detect(count: int) -> tuple[TiledPredictor, Timed]:
         tiled = TiledPredictor(predictor, Tiling(tile, options.overlap, full=False, batch_size=count), size)
@@ -98,7 +100,8 @@ def main(options: Options) -> None:
     flags = f"--weights {Path(options.weights).name} --data {Path(options.data).name} --img {options.imgsz}"
     command = f"python -m benchmarks.tiles {flags} --tile {options.tile} --batch {options.batch_size}"
     device = select_device(options.device)
-    lines = [*heading("Large images in tiles", command, device), *speed(options), *accuracy(options)]
+    speeds = [line for tile in options.speeds for line in speed(options, tile)]
+    lines = [*heading("Large images in tiles", command, device), *speeds, *accuracy(options)]
     print("\n".join(lines))
     if options.output:
         write_text_atomically(Path(options.output), "\n".join(lines))
