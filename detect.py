@@ -6,7 +6,6 @@ Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from utils.detection import Detection, Style
 from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output, Pictures, TxtFiles
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, refuse_unknown, run_script
-from utils.runs import StopSignals, check_image_size, make_run_folder, open_model, start_logging
+from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, open_model, start_logging
 from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, select_device
 from utils.window import Window
@@ -201,13 +200,7 @@ def _with_progress(detection: Detection, results: Iterable[Found]) -> Iterator[F
 
 def command_line(options: Options) -> None:
     """Detect; exit with 1 when a part of the source could not be read, the rest being done."""
-    _, source = main(options)
-    if source.failures or source.notes:
-        of_all = f"of {len(source.files)} {'streams' if source.live else 'files'}"
-        parts = ((source.failures, "could not be read"), (source.notes, "ended too early"))
-        told = [f"{len(lines)} {of_all} {what}" for lines, what in parts if lines]
-        sys.stderr.write(f"{', '.join(told)}\n")
-        sys.exit(1)
+    exit_if_incomplete(main(options)[1])
 
 
 if __name__ == "__main__":

@@ -8,10 +8,20 @@ import pytest
 
 from utils.options import ROOT
 
-SCRIPTS = {"train", "val", "detect", "hubconf", "data.check"}
+SCRIPTS = {"train", "val", "detect", "hubconf", "data.check", "classify.train", "classify.val", "classify.predict"}
 LAYERS = [
     {"utils.upstream", "utils.options", "utils.archive", "utils.pipeline", "utils.window"},
-    {"models.network", "utils.boxes", "utils.hyp", "utils.legacy", "utils.curves", "utils.areas", "utils.page"},
+    {
+        "models.network",
+        "utils.boxes",
+        "utils.hyp",
+        "utils.class_hyp",
+        "utils.class_metrics",
+        "utils.legacy",
+        "utils.curves",
+        "utils.areas",
+        "utils.page",
+    },
     {"models.*", "data.*", "utils.loss", "utils.coco", "utils.optim", "utils.anchors"}
     | {"utils.report", "utils.plots", "utils.drawing", "utils.official", "utils.mistakes", "utils.crops"},
     {"utils.engine", "utils.checkpoint", "utils.validation", "utils.runs", "utils.run_log", "utils.autobatch"}
@@ -20,6 +30,10 @@ LAYERS = [
         "utils.training",
         "utils.run",
         "utils.detection_log",
+        "utils.classification",
+        "utils.class_log",
+        "utils.class_prediction",
+        "utils.class_report",
         "utils.assemble",
         "utils.resume",
         "utils.tiles",
@@ -38,7 +52,8 @@ DOORS = {
     "matplotlib": "utils.plots",
     "optuna": "utils.search",
 }
-FILES = [*ROOT.glob("*.py"), *(file for folder in ("models", "data", "utils") for file in (ROOT / folder).glob("*.py"))]
+PACKAGES = ("models", "data", "utils", "classify")
+FILES = [*ROOT.glob("*.py"), *(file for folder in PACKAGES for file in (ROOT / folder).glob("*.py"))]
 
 
 def name_of(file: Path) -> str:
@@ -71,16 +86,16 @@ def imports(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_imports_go_downward(file: Path) -> None:
     own = name_of(file)
-    if own in {"models", "data", "utils"}:
+    if own in PACKAGES:
         assert not imports(file), "a package's __init__ imports nothing"
         return
     for other in imports(file):
         top = other.split(".")[0]
-        if top not in {"models", "data", "utils"} | SCRIPTS:
+        if top not in {*PACKAGES, *SCRIPTS}:
             continue
         assert layer_of(other) <= layer_of(own), f"{own} imports {other}, which is above it"
         assert {own.split(".")[0], top} != {"models", "data"}, f"{own} imports {other}"
-        assert top not in SCRIPTS, f"{own} imports the script {other}"
+        assert other not in SCRIPTS, f"{own} imports the script {other}"
 
 
 @pytest.mark.parametrize(("package", "door"), DOORS.items())
@@ -93,6 +108,6 @@ def test_every_import_is_declared() -> None:
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").lower()
     packages = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faster_coco_eval": "faster-coco-eval"}
     used = {other.split(".")[0] for file in FILES for other in imports(file)}
-    outside = used - set(sys.stdlib_module_names) - {"models", "data", "utils"}
+    outside = used - set(sys.stdlib_module_names) - set(PACKAGES)
     missing = {name for name in outside if packages.get(name, name) not in requirements}
     assert not missing

@@ -89,6 +89,7 @@ def plot_batch(
     *,
     titles: Sequence[str] = (),
     least_confidence: float = 0.25,
+    most_scale: float = 2.0,
 ) -> None:
     """Write up to 16 images of a batch with their boxes as one mosaic of at most 1920 px.
 
@@ -99,6 +100,7 @@ def plot_batch(
         path: the picture's file.
         titles: a text for each image, its file name for example.
         least_confidence: boxes below it are not drawn.
+        most_scale: how many times small images grow, at most: what is in them is small as well.
     """
     count = min(len(images), MOSAIC_IMAGES)
     columns = math.ceil(math.sqrt(count))
@@ -107,7 +109,7 @@ def plot_batch(
         shown = shown.float().clamp(0, 1) * 255
     pictures = shown.byte().permute(0, 2, 3, 1).flip(-1).cpu().numpy()
     height, width = pictures.shape[1:3]
-    scale = min(MOSAIC_SIDE / columns / max(height, width), 2.0)  # small images grow: their boxes are small as well
+    scale = min(MOSAIC_SIDE / columns / max(height, width), most_scale)
     tile_wh = (int(width * scale), int(height * scale))
     canvas = np.full((math.ceil(count / columns) * tile_wh[1], columns * tile_wh[0], 3), GREY, np.uint8)
     for number, picture in enumerate(pictures):

@@ -216,6 +216,10 @@ class Course:
     losses: dict[str, float] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
+    def speeds(self) -> str:
+        """The time of each stage."""
+        return f"speed of an image: {', '.join(f'{value:.1f} ms {name}' for name, value in self.milliseconds.items())}"
+
 
 def run_over(
     predictor: BatchPredictor[B, P],

@@ -36,11 +36,14 @@ RESULT_PANELS = (
     ("Learning rate", ("x/lr0", "x/lr1", "x/lr2")),
     ("Precision and recall", ("metrics/precision", "metrics/recall")),
     ("AP on the validation set", ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")),
+    ("Accuracy on the validation set", ("metrics/accuracy_top1", "metrics/accuracy_top5")),
     ("AP by object size", ("metrics/AP_S", "metrics/AP_M", "metrics/AP_L")),
 )
 RESULT_LEGENDS = {
     "metrics/mAP_0.5": "AP50",
     "metrics/mAP_0.5:0.95": "AP",
+    "metrics/accuracy_top1": "top-1",
+    "metrics/accuracy_top5": "top-5",
     "x/lr0": "biases",
     "x/lr1": "weights",
     "x/lr2": "BatchNorm",
@@ -142,16 +145,18 @@ def _finish_unit_square(axes: "Axes", xlabel: str, ylabel: str) -> None:
         axes.text(0.5, 0.5, "no ground truth", ha="center", va="center")
 
 
-def plot_confusion_matrix(matrix: Floats, names: Sequence[str], path: Path) -> None:
+def plot_confusion_matrix(matrix: Floats, names: Sequence[str], path: Path, *, background: bool = True) -> None:
     """Write the confusion matrix, each column (true class) divided by its sum.
 
     Args:
         matrix: (nc + 1, nc + 1) counts, row predicted, column true, the last of each the background.
         names: a name for each class.
         path: the picture's file.
+        background: whether there is one; classifiers have none, and a matrix (nc, nc).
     """
     count = len(matrix)
-    assert count == len(names) + 1, "a row for each class and one for the background"
+    ticks = [*names, "background"] if background else list(names)
+    assert count == len(ticks), "a row for each class, and one for the background if there is one"
     totals = matrix.sum(0, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape, np.float64), where=totals > 0)
     side = min(max(5.0, 2.5 + 0.42 * count), 16.0)
@@ -159,11 +164,11 @@ def plot_confusion_matrix(matrix: Floats, names: Sequence[str], path: Path) -> N
         axes = figure.subplots()
         mesh = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
-        ticks = [*names, "background"]
         size = min(10.0, 560 / count)
         axes.set_xticks(range(count), ticks, rotation=90, fontsize=size)
         axes.set_yticks(range(count), ticks, fontsize=size)
-        axes.set(xlabel="True class (background: false alarms)", ylabel="Predicted class (background: missed)")
+        notes = (" (background: false alarms)", " (background: missed)") if background else ("", "")
+        axes.set(xlabel=f"True class{notes[0]}", ylabel=f"Predicted class{notes[1]}")
         if count <= 32:
             _write_shares(axes, shares, size)
         figure.colorbar(mesh, ax=axes, shrink=0.6)
@@ -200,6 +205,15 @@ def plot_labels(
         _shape_panel(panels[0, 1], xywhn, classes)
         _centre_panel(panels[1, 0], xywhn)
         _size_panel(panels[1, 1], wh)
+
+
+def plot_class_counts(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Write how many images each class (nc) has."""
+    wide = min(max(6.0, 3 + 0.14 * len(names)), 17.0)
+    with _figure(path, (wide, 4.5), f"{counts.sum()} images of {len(names)} classes") as figure:
+        axes = figure.subplots()
+        _class_panel(axes, counts, names)
+        axes.set(title="", ylabel="Images")
 
 
 def _class_panel(axes: "Axes", counts: npt.NDArray[np.intp], names: Sequence[str]) -> None:
@@ -275,7 +289,7 @@ def _course_panel(axes: "Axes", title: str, epochs: Floats, lines: dict[str, Flo
         label = RESULT_LEGENDS.get(key) or (key.split("/")[0] if key.endswith("_loss") else key.split("/")[-1])
         axes.plot(epochs, values, style, color=color, linewidth=1.8, marker=marker, markersize=3, label=label)
     axes.set(title=title, xlabel="Epoch")
-    if title.startswith(("Precision", "AP")):
+    if title.startswith(("Precision", "AP", "Accuracy")):
         axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=9, loc="best")
 

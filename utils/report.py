@@ -185,18 +185,20 @@ def console_table(
         per_class: the same with the class's name under `name`.
         bands: the figures by size.
     """
-    columns = (*METRICS, *bands)
-    cell = max(8, *(len(name) + 2 for name in columns))
-    lines = [{**metrics, "name": "all"}, *(per_class or ())]
+    return class_table([{**metrics, "name": "all"}, *(per_class or ())], ("images", "labels"), (*METRICS, *bands))
+
+
+def class_table(lines: Sequence[Mapping[str, Any]], counts: Sequence[str], figures: Sequence[str]) -> str:
+    """Lay out a line for each class under `name`, its counts and its figures; what it lacks is shown as `-`."""
+    cell = max(8, *(len(name) + 2 for name in figures))
     width = max(22, *(len(str(line["name"])) for line in lines))
-    header = f"{'Class':>{width}}{'Images':>9}{'Labels':>9}" + "".join(f"{name:>{cell}}" for name in columns)
-    return "\n".join([header, *(_table_line(line, columns, width, cell) for line in lines)])
-
-
-def _table_line(line: Mapping[str, Any], columns: Sequence[str], width: int, cell: int) -> str:
-    counts = "".join(f"{line.get(key, '-'):>9}" for key in ("images", "labels"))
-    figures = (_figure(float(line.get(name, math.nan)), 3) for name in columns)
-    return f"{line['name']:>{width}}{counts}" + "".join(f"{figure:>{cell}}" for figure in figures)
+    header = f"{'Class':>{width}}" + "".join(f"{name.capitalize():>9}" for name in counts)
+    rows = [header + "".join(f"{name:>{cell}}" for name in figures)]
+    for line in lines:
+        told = "".join(f"{line.get(key, '-'):>9}" for key in counts)
+        values = (_figure(float(line.get(name, math.nan)), 3) for name in figures)
+        rows.append(f"{line['name']:>{width}}{told}" + "".join(f"{value:>{cell}}" for value in values))
+    return "\n".join(rows)
 
 
 def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> str:

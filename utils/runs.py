@@ -18,6 +18,7 @@ from torch import nn
 
 from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
+from data.frames import Source
 from models.yolo import Model, load_model
 from utils.checkpoint import DETECT, TransferReport, Weights, read_weights, refuse_other_task, transfer
 from utils.lift import LiftReport, lift
@@ -136,6 +137,16 @@ def make_run_folder(project: str, name: str, *, exist_ok: bool, below: str = "")
     except OSError as error:
         raise InputError(f"--project {project}: the folder {folder} cannot be made: {error.strerror}") from error
     return folder
+
+
+def exit_if_incomplete(source: Source) -> None:
+    """Exit with 1 and say so when a part of a source could not be read."""
+    if source.failures or source.notes:
+        of_all = f"of {len(source.files)} {'streams' if source.live else 'files'}"
+        parts = ((source.failures, "could not be read"), (source.notes, "ended too early"))
+        told = [f"{len(lines)} {of_all} {what}" for lines, what in parts if lines]
+        sys.stderr.write(f"{', '.join(told)}\n")
+        sys.exit(1)
 
 
 def check_image_size(size: int, stride: int) -> int:

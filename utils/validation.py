@@ -1,7 +1,7 @@
 """Validation of a split from end to end: the loop, COCO's metrics, and what is written of each batch on the way."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
 FIGURES = "P R AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split()
 
 
-def parse_fitness(text: str) -> dict[str, float]:
-    """Turn `0.1 AP50 + 0.9 AP`, or a figure alone, into each figure's weight.
+def parse_fitness(text: str, known: Sequence[str] = FIGURES, example: str = FITNESS) -> dict[str, float]:
+    """Turn `0.1 AP50 + 0.9 AP`, or a figure alone, into the weight of each of the `known` figures that it names.
 
     Raises:
         InputError: it is no such sum, or names a figure that a validation does not give.
@@ -40,8 +40,8 @@ def parse_fitness(text: str) -> dict[str, float]:
             weight = float(number or 1)
         except ValueError:
             weight = math.nan
-        if name not in FIGURES or not math.isfinite(weight):
-            raise InputError(f"--fitness {text!r}: expected a sum such as {FITNESS!r}, of {', '.join(FIGURES)}")
+        if name not in known or not math.isfinite(weight):
+            raise InputError(f"--fitness {text!r}: expected a sum such as {example!r}, of {', '.join(known)}")
         weights[name] = weight
     return weights
 
@@ -76,8 +76,7 @@ class Report:
 
     def speeds(self) -> str:
         """The time of each stage."""
-        stages = ", ".join(f"{value:.1f} ms {name}" for name, value in self.evaluation.milliseconds.items())
-        return f"speed of an image: {stages}"
+        return self.evaluation.speeds()
 
 
 @dataclass
@@ -160,8 +159,9 @@ def validate(
 
     evaluation = evaluate(predictor, loader, criterion=criterion, on_batch=on_batch, description=description)
     metrics = evaluate_coco(annotations, evaluation.detections, bands=bands, max_det=predictor.settings.max_det)
-    return Report(metrics, evaluation, annotations, _describe(predictor.device), drawn)
+    return Report(metrics, evaluation, annotations, describe(predictor.device), drawn)
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """A device's name, with the GPU's."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -58,7 +58,7 @@ def test_labels(tmp_path: Path, labels: int, classes: int):
 @pytest.mark.parametrize("epochs", [1, 40])
 def test_results(tmp_path: Path, epochs: int):
     table = ResultsCsv(tmp_path / "results.csv")
-    keys = [key for _, keys in plots.RESULT_PANELS for key in keys]
+    keys = [key for _, keys in plots.RESULT_PANELS for key in keys if "accuracy" not in key]  # those are classifiers'
     for epoch in range(epochs):
         table.append({"epoch": epoch, **dict.fromkeys(keys, 1 / (epoch + 1)), "metrics/AP_L": float("nan"), "own": 1.0})
     plots.plot_results(tmp_path / "results.csv", tmp_path / "results.png")

@@ -1,0 +1,1 @@
+"""The scripts for image classification."""

@@ -1,0 +1,84 @@
+"""Measure a trained classifier on a split of a set.
+
+    python classify/val.py --weights runs/classify/train/exp/weights/best.pt --data glyphs --split test
+
+Writes metrics.json, per_class.csv, per_image.csv, the confusion matrix, a picture of the worst mistakes, and
+report.html that shows them all, to PROJECT/NAME.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, Python looks for modules beside this file: look one folder up
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import asdict, dataclass
+
+from data.class_dataset import ClassDataset, make_class_loader
+from data.class_images import SPLITS
+from data.class_sets import read_set
+from utils.class_report import write_class_report
+from utils.classification import Classifier, ClassReport, open_classifier, validate_classes
+from utils.options import InputError, Ranged, option, run_script
+from utils.runs import check_image_size, make_run_folder, start_logging
+from utils.upstream import select_device
+
+
+@dataclass
+class Options(Ranged):
+    """Command line of classify/val.py; a field is a flag."""
+
+    data: str = option("glyphs", "glyphs, cifar10, cifar100, tiny-imagenet, or a folder with train/, val/, test/")
+    weights: str = option("", "checkpoint to measure", aliases=("--weight",))
+    split: str = option("val", "images to measure on", choices=SPLITS)
+    val_share: float = option(
+        0.1, "share of the training images set aside for validation if the set has none", least=0.001, most=0.9
+    )
+    batch_size: int = option(128, "images in a batch", aliases=("--batch",), least=1)
+    imgsz: int | None = option(
+        None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
+    )
+    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    workers: int = option(8, "processes that load images, no more than there are cores", least=0)
+    verbose: bool = option(False, "show each class")
+    noplots: bool = option(False, "write no pictures")
+    project: str = option("runs/classify/val", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+
+
+def run(**options: object) -> ClassReport:
+    """Validate from Python, with the command line's options as arguments."""
+    return main(Options(**options))  # type: ignore[arg-type]
+
+
+def main(options: Options) -> ClassReport:
+    """Validate as the options say."""
+    logger = start_logging()
+    if not options.weights:
+        raise InputError("--weights: give the checkpoint to measure")
+    device = select_device(options.device)
+    splits = read_set(options.data, options.val_share)
+    if options.split not in splits:
+        raise InputError(f"--split {options.split}: {options.data} has {', '.join(splits)}")
+    split = splits[options.split]
+    model = open_classifier(options.weights, split.names)
+    size = check_image_size(options.imgsz or model.config["imgsz"], model.max_stride)
+    folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
+    dataset = ClassDataset(split, size, shrink=options.shrink)
+    loader = make_class_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
+    classifier = Classifier(model, device, half=options.half, folded=options.fold)
+    pictures = None if options.noplots else folder
+    report = validate_classes(classifier, loader, split, pictures=pictures, description=options.split)
+    logger.info(report.table(per_class=options.verbose))
+    title = f"{Path(options.weights).name} on {Path(options.data).name}, {options.split}"
+    write_class_report(report, folder, asdict(options), title=title, plots=not options.noplots)
+    logger.info(f"results in {folder}")
+    return report
+
+
+if __name__ == "__main__":
+    run_script(main, Options, "Measure a trained classifier on a split of a set.")

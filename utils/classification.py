@@ -1,0 +1,159 @@
+"""A classifier at work on batches and on splits: its loss, its guesses, and the report of a validation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.class_dataset import ClassBatch
+from data.class_images import ClassSplit
+from data.loader import Loader
+from models.resnet import ResNet
+from utils.checkpoint import CLASSIFY, Weights, read_weights, refuse_other_task
+from utils.class_metrics import KEPT, ClassMetrics, Guesses
+from utils.drawing import plot_batch
+from utils.engine import Course, ReadyModel, run_over
+from utils.options import InputError
+from utils.report import class_table
+from utils.runs import copy_all
+from utils.training import Criterion
+from utils.validation import describe
+
+ENLARGED = 6.0  # most times that small images are enlarged in a picture
+FITNESS = "top1"
+FIGURES = ("top1", "top5", "P", "R", "F1")
+
+
+class ClassLoss:
+    """Cross-entropy of logits (B, nc) against classes (B)."""
+
+    names = ("cls",)
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The mean over the batch."""
+        classes = targets.to(outputs.device, non_blocking=True)
+        return {"cls": F.cross_entropy(outputs.float(), classes, label_smoothing=self.label_smoothing)}
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """What a model says of a batch: logits (B, nc) on its device, and the likeliest classes (B, k) on the CPU."""
+
+    raw: Tensor
+    guesses: Guesses
+
+
+class Classifier(ReadyModel[ResNet]):
+    """A classifier made ready."""
+
+    @torch.inference_mode()
+    def __call__(self, batch: ClassBatch) -> ClassPrediction:
+        """Classify a batch as the loader gives it."""
+        with self.watch.measure("preprocess"):
+            images = batch.to(self.device, torch.channels_last).images
+        with self.watch.measure("inference"), self.precision():
+            logits = self.forward(images)
+            probabilities, classes = logits.float().softmax(1).topk(min(KEPT, logits.shape[1]))
+            guesses = Guesses(classes.cpu().numpy(), probabilities.cpu().double().numpy())
+        return ClassPrediction(logits, guesses)
+
+
+@dataclass
+class ClassReport:
+    """A validation's figures, and what it took."""
+
+    metrics: ClassMetrics
+    course: Course
+    split: ClassSplit
+    device: str
+    pictures: list[Path] = field(default_factory=list)  # drawn on the way
+
+    def fitness(self, weights: Mapping[str, float]) -> float:
+        """The weighted sum of figures that the best epoch is chosen by; nan where there is nothing to measure."""
+        return sum(weight * self.metrics.figures[name] for name, weight in weights.items())
+
+    def table(self, *, per_class: bool = False) -> str:
+        """The console's table, and the speeds."""
+        rows = [{"name": "all", "images": len(self.split), **self.metrics.figures}]
+        if per_class:
+            rows += self.metrics.per_class()
+        return f"{class_table(rows, ('images',), FIGURES)}\n{self.speeds()}"
+
+    def speeds(self) -> str:
+        """The time of each stage."""
+        return self.course.speeds()
+
+
+def validate_classes(
+    classifier: Classifier,
+    loader: Loader[ClassBatch],
+    split: ClassSplit,
+    *,
+    criterion: Criterion | None = None,
+    pictures: Path | None = None,
+    description: str = "validation",
+) -> ClassReport:
+    """Run the loop and measure; with a folder for `pictures`, draw the first batch with labels and guesses."""
+    found: list[tuple[list[int], Guesses]] = []
+    drawn: list[Path] = []
+
+    def on_batch(number: int, batch: ClassBatch, prediction: ClassPrediction) -> None:
+        found.append((batch.indices, prediction.guesses))
+        if pictures is not None and number == 0:
+            drawn.append(pictures / "val_batch0_pred.jpg")
+            titles = guess_titles(split, batch.indices, prediction.guesses)
+            plot_class_images(batch.images, titles, drawn[0])
+
+    course = run_over(classifier, loader, on_batch, criterion=criterion, description=description)
+    assert [index for places, _ in found for index in places] == list(range(len(split))), "a loader in order"
+    classes, probabilities = (
+        np.concatenate([getattr(guesses, part) for _, guesses in found]) for part in ("classes", "probabilities")
+    )
+    metrics = ClassMetrics(split.names, split.labels, Guesses(classes, probabilities))
+    return ClassReport(metrics, course, split, describe(classifier.device), drawn)
+
+
+def guess_titles(split: ClassSplit, indices: list[int], guesses: Guesses) -> list[str]:
+    """A text for each image: its guess with the probability, and its class where that is another one."""
+    titles = []
+    for index, label, share in zip(indices, guesses.classes[:, 0], guesses.probabilities[:, 0], strict=True):
+        true = split.labels[index]
+        truth = "" if true == label else f"\n{split.names[true]}: {split.name(index)}"
+        titles.append(f"{split.names[label]} {share:.2f}{truth}")
+    return titles
+
+
+def plot_class_images(images: Tensor, titles: list[str], path: Path) -> None:
+    """Write up to 16 images (B, 3, H, W) as one mosaic, each with its text."""
+    plot_batch(images, torch.zeros(0, 6), [], path, titles=titles, most_scale=ENLARGED)
+
+
+def build_classifier(weights: Weights) -> ResNet:
+    """Rebuild the classifier that a checkpoint holds, with its weights.
+
+    Raises:
+        InputError: it holds a detector, or its tensors do not fit the network that its own config describes.
+    """
+    refuse_other_task(weights.config, CLASSIFY, weights.source)
+    model = ResNet(weights.config, names=weights.names, source=str(weights.source))
+    copy_all(model, weights)
+    return model
+
+
+def open_classifier(path: str, data_names: list[str] | None = None) -> ResNet:
+    """Read a trained classifier.
+
+    Raises:
+        InputError: no checkpoint of one, or its classes are not those of the data.
+    """
+    model = build_classifier(read_weights(Path(path)))
+    if data_names is not None and len(model.names) != len(data_names):
+        raise InputError(f"{path}: has {len(model.names)} classes, but the data {len(data_names)}; they must agree")
+    return model
