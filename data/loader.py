@@ -184,6 +184,7 @@ class Loader(DataLoader[Any], Generic[B]):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else each pass over it would draw from the run's own
             persistent_workers=workers > 0,
             # a fork shares the memory cache and starts at once; elsewhere a fork is unsafe or unknown
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,

@@ -23,9 +23,10 @@ from utils.legacy import INERT, parse_legacy
 from utils.options import InputError
 
 FORMAT = "yolov5-spd/1"
-# updates: how many the EMA has seen; place: in the run; data: fingerprints of the splits
-_TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "data")
-_LATER = {"scale"}  # keys that older checkpoints of this format lack
+# updates: how many the EMA has seen; place: in the run; planned: epochs that the warm-up is reckoned for; data:
+# fingerprints of the splits
+_TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "planned", "data")
+_LATER = {"scale", "planned"}  # keys that older checkpoints of this format lack
 KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
 KEYS |= _LATER
 DETECT, CLASSIFY = "detect", "classify"  # tasks: a config without one is a detector's

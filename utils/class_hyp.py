@@ -18,6 +18,15 @@ class ClassHyp(Recipe):
     mean: list[float] = field(default_factory=list)  # of red, green and blue in 0..1; none: measured on the images
     std: list[float] = field(default_factory=list)
 
+    def check(self, source: str) -> None:
+        """Refuse values that no training can do with."""
+        super().check(source)
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (0, 3):
+                raise InputError(f"{source}: {key}: expected three numbers, or none, found {getattr(self, key)}")
+        if bool(self.mean) != bool(self.std):
+            raise InputError(f"{source}: mean and std: expected both or none")
+
 
 def load_class_hyp(name: str | Path) -> ClassHyp:
     """Read a classifier's recipe, found as given or in data/hyps/.
@@ -25,10 +34,4 @@ def load_class_hyp(name: str | Path) -> ClassHyp:
     Raises:
         InputError: no such file, an unknown key, or a value out of its range.
     """
-    hyp = read_recipe(ClassHyp, name)
-    for key in ("mean", "std"):
-        if len(getattr(hyp, key)) not in (0, 3):
-            raise InputError(f"{name}: {key}: expected three numbers, or none, found {getattr(hyp, key)}")
-    if bool(hyp.mean) != bool(hyp.std):
-        raise InputError(f"{name}: mean and std: expected both or none")
-    return hyp
+    return read_recipe(ClassHyp, name)

@@ -1,10 +1,10 @@
 """The recipes of trainings: the keys that a YAML in data/hyps/ may hold, with YOLOv5's names and defaults."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from utils.options import InputError, find_yaml, from_mapping, read_yaml
 
@@ -57,6 +57,22 @@ class Recipe:
     ema_tau: float = 2000.0  # updates after which the average's decay has come 63 % of its way
     label_smoothing: float = 0.0
 
+    def check(self, source: str) -> None:
+        """Refuse values that no training can do with; `source` is where they come from.
+
+        Raises:
+            InputError: it names the key, and what was expected.
+        """
+        if self.optimizer not in (None, *OPTIMIZERS):
+            raise InputError(f"{source}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {self.optimizer!r}")
+        for key in fields(self):
+            given = getattr(self, key.name)
+            least, most = RANGES.get(key.name, (0, math.inf))
+            for value in given if isinstance(given, list) else [given]:
+                number = isinstance(value, float | int)
+                if (number and not least <= value <= most) or (isinstance(given, list) and not number):
+                    raise InputError(f"{source}: {key.name}: expected {least:g} to {most:g}, found {value}")
+
 
 R = TypeVar("R", bound=Recipe)
 
@@ -92,6 +108,14 @@ class Hyp(Recipe):
     min_side: float = 2.0  # pixels; an augmented image keeps boxes that are wider and higher
     min_visible: float = 0.1  # share of a box that must be left in it
 
+    def check(self, source: str) -> None:
+        """Refuse values that no training can do with."""
+        super().check(source)
+        if self.spd_init not in SPD_STARTS:
+            raise InputError(f"{source}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {self.spd_init!r}")
+        if isinstance(self.cls_pw, str) and self.cls_pw != AUTO:
+            raise InputError(f"{source}: cls_pw: expected a number or {AUTO}, found {self.cls_pw!r}")
+
     def scaled_gains(self, classes: int, scales: int, size: int) -> dict[str, float]:
         """The gains of the three losses for a data set and a model, as YOLOv5 scales them."""
         share = 3 / scales
@@ -108,12 +132,7 @@ def load_hyp(name: str | Path) -> Hyp:
     Raises:
         InputError: no such file, an unknown key, or a value out of its range.
     """
-    hyp = read_recipe(Hyp, name, ignored=("iou_t",))  # in every recipe of YOLOv5's, and read by nothing there
-    if hyp.spd_init not in SPD_STARTS:
-        raise InputError(f"{name}: spd_init: expected one of {', '.join(SPD_STARTS)}, found {hyp.spd_init!r}")
-    if isinstance(hyp.cls_pw, str) and hyp.cls_pw != AUTO:
-        raise InputError(f"{name}: cls_pw: expected a number or {AUTO}, found {hyp.cls_pw!r}")
-    return hyp
+    return read_recipe(Hyp, name, ignored=("iou_t",))  # in every recipe of YOLOv5's, and read by nothing there
 
 
 def read_recipe(cls: type[R], name: str | Path, *, ignored: Sequence[str] = ()) -> R:
@@ -123,14 +142,15 @@ def read_recipe(cls: type[R], name: str | Path, *, ignored: Sequence[str] = ()) 
         InputError: no such file, an unknown key, or a value out of its range.
     """
     content = read_yaml(find_yaml(name, "data/hyps", "data"))
-    hyp = from_mapping(cls, {key: value for key, value in content.items() if key not in ignored}, str(name))
-    if hyp.optimizer not in (None, *OPTIMIZERS):
-        raise InputError(f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}, found {hyp.optimizer!r}")
-    for key in fields(cls):
-        given = getattr(hyp, key.name)
-        least, most = RANGES.get(key.name, (0, math.inf))
-        for value in given if isinstance(given, list) else [given]:
-            number = isinstance(value, float | int)
-            if (number and not least <= value <= most) or (isinstance(given, list) and not number):
-                raise InputError(f"{name}: {key.name}: expected {least:g} to {most:g}, found {value}")
+    return to_recipe(cls, {key: value for key, value in content.items() if key not in ignored}, str(name))
+
+
+def to_recipe(cls: type[R], content: Mapping[str, Any], source: str) -> R:
+    """Make a recipe of a task from what a file or a checkpoint holds.
+
+    Raises:
+        InputError: an unknown key, or a value out of its range.
+    """
+    hyp = from_mapping(cls, content, source)
+    hyp.check(source)
     return hyp

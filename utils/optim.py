@@ -52,6 +52,7 @@ class Schedule:
     batches: int  # in an epoch
     batch_size: int
     cosine: bool = False
+    planned: int | None = None  # epochs that the warm-up was reckoned for, where a resumed run has others
 
     @property
     def warmup(self) -> int:
@@ -59,7 +60,7 @@ class Schedule:
         if self.hyp.warmup_epochs == 0:
             return 0
         wanted = max(round(self.hyp.warmup_epochs * self.batches), 100)
-        return min(wanted, self.epochs * self.batches // 3)
+        return min(wanted, (self.planned or self.epochs) * self.batches // 3)
 
     def share(self, epoch: int) -> float:
         """Share of lr0 in an epoch: from 1 to lrf, or by the recipe's steps."""

@@ -44,6 +44,8 @@ def resumed_options(options: O, checkpoint: Mapping[str, Any], path: Path) -> O:
     """
     if checkpoint["optimizer"] is None or checkpoint["options"] is None or checkpoint["place"] is None:
         raise InputError(f"{path}: holds a finished model, not a run to continue; use it as --weights")
+    if path.parent.name != "weights" or not (path.parents[1] / "opt.yaml").is_file():
+        raise InputError(f"{path}: expected RUN/weights/{path.name} in the folder of the run to go on with")
     saved = from_mapping(type(options), checkpoint["options"], f"{path}: options")
     changed = changed_options(saved, options, options.given, CHANGEABLE, path)
     folder = path.parents[1]
@@ -108,6 +110,7 @@ def restore(trainer: Trainer[Any, Any], checkpoint: Mapping[str, Any]) -> Place:
     trainer.optimizer.load_state_dict(checkpoint["optimizer"])
     if checkpoint["scaler"]:  # empty from a run in another precision
         trainer.scaler.load_state_dict(checkpoint["scaler"])
+    trainer.schedule = replace(trainer.schedule, planned=checkpoint["planned"] or checkpoint["options"]["epochs"])
     restore_rng(checkpoint["rng"])
     return from_mapping(Place, checkpoint["place"], "place")
 
@@ -124,4 +127,5 @@ def training_state(trainer: Trainer[Any, Any], place: Place) -> dict[str, Any]:
         "scaler": trainer.scaler.state_dict(),
         "epoch": place.epoch if place.batch else place.epoch - 1,  # that the weights come from
         "place": asdict(place),
+        "planned": trainer.schedule.planned or trainer.schedule.epochs,
     }

@@ -29,14 +29,16 @@ from utils.checkpoint import (
     save_checkpoint,
     strip,
 )
-from utils.hyp import OPTIMIZERS, Recipe
+from utils.hyp import OPTIMIZERS, Recipe, to_recipe
 from utils.optim import EMA, EarlyStopping, Schedule, make_optimizer
-from utils.options import InputError, Interrupted, Ranged, from_mapping, option
+from utils.options import InputError, Interrupted, Ranged, option
 from utils.resume import find_last, refuse_changed_data, restore, resumed_options, training_state
 from utils.run_log import RunLog
 from utils.runs import StopSignals, check_image_size, make_run_folder, seed_everything
 from utils.training import Criterion, NonFiniteLossError, Place, Trainer, find_amp
 from utils.upstream import select_device
+
+REPORT = "report.html"  # the last file that a run writes
 
 
 @dataclass
@@ -127,6 +129,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         self.stopper = EarlyStopping(options.patience)
         self.start = Place()
         self.saved_best: int | None = None  # epoch of best.pt
+        self.stopped = False  # before its last epoch
         if checkpoint is not None:
             self._restore(checkpoint)
         self.reached: Callable[[], Place] = lambda: self.start
@@ -191,7 +194,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
 
     def _recipe(self, options: O, checkpoint: Checkpoint | None) -> H:
         if checkpoint is not None:
-            return from_mapping(self.task.recipe, checkpoint["hyp"], f"{options.resume}: hyp")
+            return to_recipe(self.task.recipe, checkpoint["hyp"], f"{options.resume}: hyp")
         hyp = self.task.load_recipe(options.hyp)
         if options.label_smoothing is not None:
             hyp = replace(hyp, label_smoothing=options.label_smoothing)
@@ -200,6 +203,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
     def _choose_batch_size(self) -> int:
         if self.options.batch_size == -1:
             chosen = largest_batch(self.model, self.size, self.device, self.amp)
+            self.options = replace(self.options, batch_size=chosen)  # a resumed run has the same batches
             self.logger.info(f"--batch-size -1: {chosen}")
             return chosen
         if self.options.batch_size < 1:
@@ -231,20 +235,33 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Continue where the checkpoint was written, unless the data are others now or nothing is left to do."""
         options = self.options
+        try:
+            self._take_up(checkpoint)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"--resume {options.resume}: holds no run that can be continued, {told:.200}") from error
+        planned, done = checkpoint["options"]["epochs"], self.start.epoch
+        if (self.stopped or options.epochs <= done) and (Path(options.project, options.name) / REPORT).is_file():
+            how = "stopped early after" if self.stopped else "trained"
+            more = "--epochs or --patience" if self.stopped else "--epochs"
+            raise InputError(f"--resume {options.resume}: {how} {done} epochs; {more} with a larger number goes on")
+        if options.epochs != planned:
+            self.logger.info(f"{options.epochs} epochs, not {planned}: learning rates follow the new length from here")
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        """Set everything to what a checkpoint holds."""
+        options, before = self.options, checkpoint["options"]
         for split, found in self.data.items():
             refuse_changed_data(checkpoint["data"][split], found, f"{options.data}: {split}")
         self.start = restore(self.trainer, checkpoint)
         best = checkpoint["best"]
         self.stopper.best, self.stopper.best_epoch = best["fitness"], best["epoch"]
         self.saved_best = best["saved"]
+        same_end = (options.epochs, options.patience) == (before["epochs"], before["patience"])
+        self.stopped = bool(best.get("stopped")) and same_end
         self.restored(checkpoint)
-        planned = checkpoint["options"]["epochs"]
-        if options.epochs <= self.start.epoch:
-            raise InputError(
-                f"--resume {options.resume}: {self.start.epoch} epochs are done; --epochs with a larger number goes on"
-            )
-        if options.epochs != planned:
-            self.logger.info(f"{options.epochs} epochs, not {planned}: learning rates follow the new length from here")
 
     def run(self, give_up: Callable[[int, float], bool] = lambda *_: False) -> R:
         """Train all epochs, unless `give_up` ends it after one, and validate the best; returns that validation."""
@@ -255,6 +272,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         self.best = self.weights_folder / "best.pt"
         if self.saved_best is None:
             self.best.unlink(missing_ok=True)  # of an earlier run in this folder
+        (self.folder / REPORT).unlink(missing_ok=True)  # the run is finished once it is there
         self.log = self.make_log()
         self.log.settings(opt=asdict(options), hyp=asdict(self.hyp))
         if self.start == Place():
@@ -263,21 +281,21 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         started = time.perf_counter()
         self.logger.info(f"training {options.epochs} epochs at {self.size} px in {self.folder}")
         place = self.start
-        while place.epoch < options.epochs:
-            if self._epoch(place):
-                self.logger.info(f"stopped early: epoch {self.stopper.best_epoch + 1} was the best")
-                break
+        while place.epoch < options.epochs and not self.stopped:
+            self._epoch(place)
             place = Place(place.epoch + 1)
+        if self.stopped:
+            self.logger.info(f"stopped early: epoch {self.stopper.best_epoch + 1} was the best")
         self.logger.info(f"{(time.perf_counter() - started) / 60:.1f} minutes of training")
         return self._finish()
 
-    def _epoch(self, place: Place) -> bool:
-        """Train and validate; when something stops it, save what was reached; returns whether to stop early."""
+    def _epoch(self, place: Place) -> None:
+        """Train and validate; when something stops it, save what was reached."""
         try:
             try:
                 losses = self._train(place)
                 self.signals.check()
-                return self._conclude(place.epoch, losses)
+                self._conclude(place.epoch, losses)
             except (Interrupted, LoaderError):
                 self._save(self.reached())
                 self.logger.info(f"saved; {self.task.script} --resume {self.folder} goes on from here")
@@ -302,13 +320,13 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         if interval and time.monotonic() - self.saved_at >= interval:
             self._save(reached())
 
-    def _conclude(self, epoch: int, losses: dict[str, float]) -> bool:
-        """Validate if due, log and save; returns whether to stop early."""
+    def _conclude(self, epoch: int, losses: dict[str, float]) -> None:
+        """Validate if due, decide whether to stop early, log and save."""
         options, trainer = self.options, self.trainer
         last = epoch == options.epochs - 1
         report = self.validate() if last or not options.noval else None
         self.log.epoch(epoch, losses, report, [group["lr"] for group in trainer.optimizer.param_groups])
-        improved, stop = False, False
+        improved = False
         if report is not None:
             self.logger.info("\n".join(report.table().splitlines()[:2]))
             self.note(report)
@@ -316,11 +334,11 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
             if math.isnan(fitness):
                 self.logger.warning(f"--fitness {options.fitness}: the validation images give no such figure")
             improved = self.stopper.improves(fitness, epoch)
-            stop = self.stopper.exhausted(epoch) or (not last and self.give_up(epoch, fitness))
-        if not options.nosave or last or stop:
-            is_best = improved or options.nosave or ((last or stop) and self.saved_best is None)
+            self.stopped = self.stopper.exhausted(epoch) or (not last and self.give_up(epoch, fitness))
+        last = last or self.stopped
+        if not options.nosave or last:
+            is_best = improved or options.nosave or (last and self.saved_best is None)
             self._save(Place(epoch + 1), is_best=is_best)
-        return stop
 
     def _explained(self, error: NonFiniteLossError, epoch: int) -> InputError:
         """Draw the batch that spoilt the loss, and tell which images were in it."""
@@ -339,7 +357,13 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         """Write last.pt, best.pt if these weights are the best so far, and the periodic checkpoint when due."""
         epoch = place.epoch - 1  # the one concluded
         self.saved_best = epoch if is_best else self.saved_best
-        best = {"fitness": self.stopper.best, "epoch": self.stopper.best_epoch, "saved": self.saved_best}
+        stopper = self.stopper
+        best = {
+            "fitness": stopper.best,
+            "epoch": stopper.best_epoch,
+            "saved": self.saved_best,
+            "stopped": self.stopped,
+        }
         content = training_state(self.trainer, place) | {
             "rng": rng_state(),
             "data": self.data,

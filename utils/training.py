@@ -97,7 +97,7 @@ class Trainer(Generic[M, B]):
         Raises:
             NonFiniteLossError: a loss is no longer a finite number.
         """
-        self.model.train()
+        self._set_modes()
         nothing = (0.0,) * len(self.criterion.names)
         total, seen = torch.tensor(place.losses or nothing, device=self.device), place.images
         accumulated, last = 0, self.schedule.batches - 1
@@ -122,6 +122,13 @@ class Trainer(Generic[M, B]):
                         on_step(functools.partial(self._place, place.epoch, number + 1, total, seen))
                 bar.update()
         return dict(zip(self.criterion.names, (total / max(seen, 1)).tolist(), strict=True))
+
+    def _set_modes(self) -> None:
+        """Let layers learn; a frozen normalisation stays as it is, its statistics too."""
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and not module.weight.requires_grad:
+                module.eval()
 
     def _place(self, epoch: int, batch: int, total: Tensor, images: int) -> Place:
         self._check_losses()
