@@ -27,7 +27,8 @@ from utils.lift import start_strided
 from utils.loss import DetectionLoss
 from utils.options import InputError, option, run_script
 from utils.resume import fingerprint
-from utils.run import Checkpoint, RunOptions, Task, TrainingRun, run_training
+from utils.run import Checkpoint, Task, TrainingRun, run_training
+from utils.run_options import RunOptions
 from utils.runs import CACHE, StopSignals, build_from_weights, read_split, scan_progress, start_logging, start_model
 from utils.tiles import TiledPredictor, Tiling
 from utils.validation import FITNESS, Report, parse_fitness, validate

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torchvision.ops import batched_nms
 
 from benchmarks.timing import Timed, heading, table, take_turns
 from models.fold import fold, fuse
+from models.network import Network
 from models.summary import gflops
 from models.yolo import Model, load_model
 from utils.boxes import nms, xywh_to_xyxy
@@ -35,6 +37,7 @@ from utils.report import write_text_atomically
 from utils.training import compile_model, find_amp
 from utils.upstream import select_device
 
+M = TypeVar("M", bound=Network)
 TRAINING = ((16, 320), (8, 640))  # images, pixels
 INFERENCE = ((8, 640), (1, 640), (8, 320))
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
@@ -96,7 +99,7 @@ def inference(model: Model, images: Tensor, amp: torch.dtype | None = None, *, c
     return run
 
 
-def prepared(model: Model, memory_format: torch.memory_format, *, folded: bool, training: bool) -> Model:
+def prepared(model: M, memory_format: torch.memory_format, *, folded: bool, training: bool) -> M:
     """A copy of a model as it is trained or used."""
     ready = copy.deepcopy(model).train() if training else fuse(model)
     ready.to(memory_format=memory_format)

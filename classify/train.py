@@ -38,7 +38,8 @@ from utils.classification import (
 )
 from utils.optim import accumulation
 from utils.options import option, run_script
-from utils.run import Checkpoint, RunOptions, Task, TrainingRun, run_training
+from utils.run import Checkpoint, Task, TrainingRun, run_training
+from utils.run_options import RunOptions
 from utils.runs import start_logging
 from utils.validation import parse_fitness
 

@@ -6,7 +6,7 @@ convolution cannot take space-to-depth into itself: between the two stand a norm
 sub-map, and a ReLU. `models.fold` folds the stem, and the shortcuts if they have space-to-depth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from utils.options import InputError, from_mapping
 CLASSIFY = "classify"
 STEMS = ("small", "imagenet")
 WIDTHS = (64, 128, 256, 512)
+TINY_IMAGENET_MEAN, TINY_IMAGENET_STD = [0.4803, 0.4481, 0.3976], [0.2764, 0.2689, 0.2816]
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,20 @@ def _check_colours(config: ResNetConfig, source: str) -> None:
         values = getattr(config, key)
         if len(values) != 3 or not all(isinstance(value, float | int) and value >= least for value in values):
             raise InputError(f"{source}: {key}: expected three numbers of 0..1, found {values!r}")
+
+
+def recognise(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Tell from the names and shapes in a state_dict which network with the small stem it is of; None if of none.
+
+    The colours of the SPD-Conv authors' Tiny ImageNet, of 200 classes, are known; others are taken as they are.
+    """
+    if not {"fc.weight", "conv2_x.0.residual_function.0.weight"} <= state.keys():
+        return None
+    depth = 50 if "conv2_x.0.residual_function.6.weight" in state else 18
+    classes = len(state["fc.weight"])
+    colours = {"mean": TINY_IMAGENET_MEAN, "std": TINY_IMAGENET_STD, "imgsz": 64} if classes == 200 else {}
+    spd = "_spd" if "conv1.conv.conv.weight" in state else ""
+    return asdict(ResNetConfig(f"resnet{depth}{spd}", classes, **colours))  # type: ignore[arg-type]
 
 
 def build_resnet(arch: str, nc: int, **settings: Any) -> ResNet:

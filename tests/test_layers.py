@@ -16,6 +16,7 @@ LAYERS = [
         "utils.boxes",
         "utils.hyp",
         "utils.class_hyp",
+        "utils.run_options",
         "utils.class_metrics",
         "utils.legacy",
         "utils.curves",

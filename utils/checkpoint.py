@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.resnet import recognise
 from utils.archive import ContentError, as_float32, plain_copy, read_archive
-from utils.legacy import INERT, parse_legacy
+from utils.legacy import INERT, find_state, parse_legacy
 from utils.options import InputError
 
 FORMAT = "yolov5-spd/1"
@@ -153,21 +154,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read the model in a checkpoint of ours or of YOLOv5, told apart by their content; the EMA where there is one.
+    """Read the model in a checkpoint of ours, of YOLOv5, or of the authors' ResNets, told apart by their content.
+
+    It is the EMA where there is one.
 
     Raises:
         InputError: the file is missing, truncated, damaged, of neither kind, or asks for a name not on the list.
     """
     content = read_archive(path, inert=INERT)
     if not (isinstance(content, dict) and "format" in content):
+        state = find_state(content)
+        config = recognise(state)
+        if config is not None:
+            return Weights(config, [str(number) for number in range(config["nc"])], _as_float32(state, path), path)
         legacy = parse_legacy(content, path)
         return Weights(legacy.config, legacy.names, legacy.state_dict, path)
     ours = _ours(content, path)
+    return Weights(ours["config"], ours["names"], _as_float32(ours["ema"] or ours["model"], path), path)
+
+
+def _as_float32(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     try:
-        state = as_float32(ours["ema"] or ours["model"], path.stat().st_size)
+        return as_float32(state, path.stat().st_size)
     except ContentError as error:
         raise InputError(f"{path}: {error}") from None
-    return Weights(ours["config"], ours["names"], state, path)
 
 
 def refuse_other_task(config: Mapping[str, Any], task: str, source: Path) -> None:

@@ -23,6 +23,10 @@ _CLASSES = {
         "space_to_depth Concat Contract Expand GhostConv GhostBottleneck TransformerLayer TransformerBlock"
     ),
     "models.experimental": "CrossConv MixConv2d Sum GhostConv GhostBottleneck",
+    **dict.fromkeys(
+        ("models.resnet", "models.resnet18_spd", "models.resnet50_spd"),
+        "ResNet BasicBlock BottleNeck Focus Conv space_to_depth",
+    ),
     "torch": "device",
     "torch.nn.modules.activation": "SiLU ReLU ReLU6 LeakyReLU Hardswish Mish GELU PReLU Sigmoid MultiheadAttention",
     "torch.nn.modules.batchnorm": "BatchNorm2d SyncBatchNorm",
@@ -95,6 +99,17 @@ def parse_legacy(content: Any, path: Path) -> LegacyCheckpoint:
         )
     except ContentError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def find_state(content: Any) -> dict[str, Tensor]:
+    """The tensors of a classifier saved whole or as a state_dict, for one GPU or several; none if it is neither."""
+    try:
+        found = dict(_named_tensors(content)) if isinstance(content, Stub) else content
+    except ContentError:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        return {}
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
 def _find_model(content: Any) -> tuple[dict[str, Any], Stub]:

@@ -1,12 +1,14 @@
 """Checkpoints: what is saved comes back, nothing half-written stays, and foreign content is one line."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from models.resnet import build_resnet
 from models.yolo import load_model
 from tests.utils.damage import flipped_files
 from utils.checkpoint import (
@@ -304,3 +306,15 @@ def test_flipped_bytes_give_the_checkpoint_or_one_line(saved, tmp_path):
             refusals.append(str(error))
     assert len(refusals) > 100  # the others hit the zip's padding
     assert not any("\n" in line for line in refusals)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50_spd"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_authors_resnets_are_recognised_by_their_tensors(arch: str, prefix: str, tmp_path: Path) -> None:
+    model = build_resnet(arch, 200)
+    torch.save({prefix + key: value for key, value in model.state_dict().items()}, tmp_path / "x.pth")
+    weights = read_weights(tmp_path / "x.pth")
+    assert weights.config["arch"] == arch
+    assert weights.config["std"] == [0.2764, 0.2689, 0.2816]
+    assert all(torch.equal(value, weights.state_dict[key]) for key, value in model.state_dict().items())
+    assert transfer(build_resnet(arch, 200), weights).missing == []
