@@ -21,7 +21,8 @@ class Detect(nn.Module):
         self.classes = classes
         self.outputs = 5 + classes
         self.strides: list[int] = []
-        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).view(len(anchors), -1, 2))
+        sides = torch.tensor(anchors, dtype=torch.float32, device="cpu")  # values, on the meta device too
+        self.register_buffer("anchors", sides.view(len(anchors), -1, 2))
         self.m = nn.ModuleList(nn.Conv2d(c, self.outputs * self.anchors.shape[1], 1) for c in channels)
 
     def set_strides(self, strides: Sequence[int]) -> None:
@@ -30,7 +31,7 @@ class Detect(nn.Module):
         areas = self.anchors.prod(-1).mean(-1)
         if (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0:  # anchors written from large to small
             self.anchors.copy_(self.anchors.flip(0))
-        self.anchors /= torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
+        self.anchors /= torch.tensor(strides, dtype=torch.float32, device=self.anchors.device).view(-1, 1, 1)
         self.initialise_biases()
 
     def initialise_biases(self) -> None:

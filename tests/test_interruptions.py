@@ -1,8 +1,10 @@
 """Runs that are killed, asked to end, or meet a full disk, a dead worker or a loss that is no number: nothing lost."""
 
 import csv
+import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,9 +140,29 @@ def test_a_signal_in_the_validation_keeps_the_epoch(
     same_end(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("options", [{"epochs": 1}, {"epochs": 9, "patience": 1}], ids=["all epochs", "stopped early"])
+def test_a_signal_in_the_last_measurement_leaves_that_alone_to_be_done(
+    short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    values = itertools.chain([0.5], itertools.repeat(0.4))
+    monkeypatch.setattr(train.Report, "fitness", lambda *_: next(values))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "finish", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train.run(**short, **options, name="cut")
+    run = tmp_path / "cut"
+    rows = (run / "results.csv").read_text()
+    assert not (run / "report.html").exists()
+    train.run(resume=str(run))
+    assert (run / "report.html").is_file()
+    assert (run / "results.csv").read_text() == rows
+    with pytest.raises(InputError, match="with a larger number goes on"):
+        train.run(resume=str(run))
+
+
 def test_epochs_may_be_raised_on_resuming(short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train.run(**short, epochs=1, name="run")
-    with pytest.raises(InputError, match="1 epochs are done; --epochs"):
+    with pytest.raises(InputError, match="trained 1 epochs; --epochs"):
         train.run(resume=str(tmp_path / "run"))
     train.run(resume=str(tmp_path / "run"), epochs=3)
     assert "3 epochs, not 1: learning rates follow the new length" in capsys.readouterr().out
@@ -168,6 +190,43 @@ def test_what_may_not_change_is_refused_on_resuming(short: dict[str, Any], tmp_p
         label.write_text(text + "\n")
         with pytest.raises(InputError, match=told):
             train.run(resume=str(tmp_path / "run"), epochs=3, data=str(copy / squares.name))
+
+
+def test_what_is_no_run_is_told_and_left_alone(short: dict[str, Any], tmp_path: Path) -> None:
+    train.run(**short, epochs=1, name="run")
+    last = tmp_path / "run/weights/last.pt"
+    content = load_checkpoint(last)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(last, mine)
+    with pytest.raises(InputError, match=r"last\.pt: expected RUN/weights/last\.pt in the folder of the run"):
+        train.run(resume=str(mine / "last.pt"), epochs=2)
+    assert [path.name for path in mine.iterdir()] == ["last.pt"]
+    for key, value in (
+        ("best", None),
+        ("data", {}),
+        ("optimizer", {}),
+        ("model", {"a": torch.zeros(1)}),
+        ("hyp", content["hyp"] | {"optimizer": "Foo"}),
+        ("hyp", content["hyp"] | {"lr0": -1.0}),
+    ):
+        save_checkpoint(last, content | {key: value})
+        with pytest.raises(InputError, match=str(tmp_path / "run")):
+            train.run(resume=str(tmp_path / "run"), epochs=2)
+
+
+def test_a_frozen_backbone_is_left_as_it_is(short: dict[str, Any], tmp_path: Path) -> None:
+    train.run(**short, epochs=1, name="run")
+    before = load_checkpoint(tmp_path / "run/weights/last.pt")
+    best = str(tmp_path / "run/weights/best.pt")
+    options = short | {"weights": best, "cfg": "", "freeze": ["backbone"], "name": "frozen", "noautoanchor": True}
+    train.run(**options, epochs=1)
+    after, start = load_checkpoint(tmp_path / "frozen/weights/last.pt")["model"], load_checkpoint(Path(best))["ema"]
+    rows = len(before["config"]["backbone"])
+    frozen = [name for name in after if int(name.split(".")[1]) < rows]
+    assert any("running_mean" in name for name in frozen)
+    assert all(torch.equal(after[name], start[name].to(after[name].dtype)) for name in frozen)
+    assert any(not torch.equal(after[name], start[name].float()) for name in after if name not in frozen)
 
 
 def test_a_worker_that_dies_is_told_and_nothing_is_lost(

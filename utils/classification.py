@@ -19,7 +19,7 @@ from utils.drawing import plot_batch
 from utils.engine import Course, ReadyModel, run_over
 from utils.options import InputError
 from utils.report import class_table
-from utils.runs import copy_all
+from utils.runs import rebuild
 from utils.training import Criterion
 from utils.validation import describe
 
@@ -142,9 +142,7 @@ def build_classifier(weights: Weights) -> ResNet:
         InputError: it holds a detector, or its tensors do not fit the network that its own config describes.
     """
     refuse_other_task(weights.config, CLASSIFY, weights.source)
-    model = ResNet(weights.config, names=weights.names, source=str(weights.source))
-    copy_all(model, weights)
-    return model
+    return rebuild(lambda: ResNet(weights.config, names=weights.names, source=str(weights.source)), weights)
 
 
 def open_classifier(path: str, data_names: list[str] | None = None) -> ResNet:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from utils.lift import LiftReport, lift
 from utils.options import ROOT, InputError, Interrupted
 from utils.upstream import Progress, increment_path, progress
 
+M = TypeVar("M", bound=nn.Module)
 PATIENCE = 2.0  # seconds without a bar
 SHOWN_PROBLEMS = 5  # of a split's, at a script's start
 CACHE = ROOT / "runs" / "cache"  # label tables and resized images, found again by path, size and time
@@ -161,18 +162,25 @@ def build_from_weights(weights: Weights) -> Model:
         InputError: its tensors do not fit the model that its own YAML describes.
     """
     refuse_other_task(weights.config, DETECT, weights.source)
-    model = Model(weights.config, names=weights.names, source=str(weights.source))
-    copy_all(model, weights)
-    return model
+    return rebuild(lambda: Model(weights.config, names=weights.names, source=str(weights.source)), weights)
 
 
-def copy_all(model: nn.Module, weights: Weights) -> None:
-    """Copy a checkpoint's tensors into the model that its own config describes.
+def rebuild(make: Callable[[], M], weights: Weights) -> M:
+    """Make the network that a checkpoint's config describes, with the checkpoint's tensors.
 
     Raises:
         InputError: they do not fit.
     """
-    report = transfer(model, weights)
+    _refuse_unfit(make, weights)
+    model = make()
+    transfer(model, weights)
+    return model
+
+
+def _refuse_unfit(make: Callable[[], nn.Module], weights: Weights) -> None:
+    """Refuse a config whose network is not that of the tensors, before it is given memory, as much as it asks for."""
+    with torch.device("meta"):  # shapes alone
+        report = transfer(make(), weights)
     if report.missing or report.mismatched:
         raise InputError(f"{weights.source}: its weights do not fit its own model: {report}")
 
@@ -210,6 +218,7 @@ def start_model(
         model = load_model(cfg, names=names, anchors=anchors)
     else:
         assert start is not None
+        _refuse_unfit(lambda: Model(start.config, names=start.names), start)
         config: dict[str, Any] = {**start.config} | ({"anchors": anchors} if anchors else {})
         model = Model(config, names=names, source=str(start.source))
     if start is None:

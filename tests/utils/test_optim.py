@@ -65,6 +65,11 @@ def test_warm_up_is_a_third_of_a_short_run_at_most() -> None:
     assert Schedule(Hyp(warmup_epochs=0), epochs=3, batches=10, batch_size=16).warmup == 0
 
 
+def test_more_epochs_do_not_bring_the_warm_up_back() -> None:
+    assert Schedule(HYP, epochs=100, batches=10, batch_size=16).warmup == 100
+    assert Schedule(HYP, epochs=100, batches=10, batch_size=16, planned=3).warmup == 10
+
+
 def test_average_follows_its_formula() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
