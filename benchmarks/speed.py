@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -73,9 +72,11 @@ def make_loss(model: Model) -> DetectionLoss:
     return DetectionLoss(model.head.anchors, model.head.classes, gains).to(model.head.anchors.device)
 
 
-def training_step(model: Model, images: Tensor, amp: torch.dtype | None = None, *, compiled: bool = False) -> Timed:
-    """Forward, loss and backward of a batch."""
-    criterion, boxes = make_loss(model), some_boxes(len(images))
+def training_step(
+    model: Model, images: Tensor, amp: torch.dtype | None = None, *, compiled: bool = False, objects: int = 7
+) -> Timed:
+    """Forward, loss and backward of a batch with so many objects in an image."""
+    criterion, boxes = make_loss(model), some_boxes(len(images), objects)
     forward = compile_model(model) if compiled else model
 
     def run() -> None:
@@ -227,16 +228,14 @@ def measure_memory(options: Options) -> list[str]:
 
 
 def measure_growth(options: Options, device: torch.device) -> list[str]:
-    """Time of an image's loss and suppression by the number of its objects."""
-    model = load_model(options.spd).to(device).eval()
-    criterion = make_loss(model)
-    with torch.inference_mode():
-        raw = model(torch.rand(8, 3, 320, 320, device=device))
-    runs: dict[str, Timed] = {
-        f"{objects} objects": partial(criterion, raw, some_boxes(8, objects)) for objects in (1, 10, 100, 500)
+    """Time of a training step by the number of objects in an image."""
+    model = prepared(load_model(options.spd).to(device), NHWC, folded=True, training=True)
+    images = torch.rand(8, 3, 320, 320, device=device).to(memory_format=NHWC)
+    runs = {
+        f"{objects} objects": training_step(model, images, find_amp(device), objects=objects)
+        for objects in (1, 10, 100, 500)
     }
-    times = take_turns(runs, options.rounds, device)
-    return table("loss of 8 x 320 px without its gradient, by objects in an image", times)
+    return table("a training step of 8 x 320 px, by objects in an image", take_turns(runs, options.rounds, device))
 
 
 def measure_profile(options: Options, device: torch.device) -> list[str]:
