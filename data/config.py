@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from data import glyphs
 from utils.options import ROOT, InputError, find_yaml, from_mapping, read_yaml, refuse_unknown
@@ -18,7 +19,8 @@ from utils.options import ROOT, InputError, find_yaml, from_mapping, read_yaml, 
 SPLITS = ("train", "val", "test")
 KEYS = ("path", *SPLITS, "names", "nc", "annotations", "without_json", "download")
 CONVERTERS: dict[str, Callable[[Path], None]] = {"glyphs": glyphs.generate}
-_ADDRESS = r"https://[!-.0-~]+/[!-~]+"  # the visible characters of ASCII; a / after the host
+_ADDRESS = r"https://[!-.0-Z^-~]+/[!-~]+"  # the visible characters of ASCII; a / after the host, no [ \ ] in it
+_FILE_NAME = r"[\w+%-][\w.+%-]*"  # leads to no other place on any system
 DATASETS_DIR = "YOLOv5_DATASETS_DIR"  # environment variable
 
 
@@ -41,6 +43,11 @@ class Archive:
     splits: list[str] = field(default_factory=list)
     sha256: str | None = None
     size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, the end of its address, undecoded."""
+        return urlsplit(self.url).path.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -207,6 +214,11 @@ def _archive(place: str, entry: Any) -> Archive:
         built_in = ", ".join(CONVERTERS)
         raise InputError(f"{place}: expected https:// addresses or a built-in converter ({built_in}), no script")
     archive = from_mapping(Archive, fields, place)
+    if not re.fullmatch(_FILE_NAME, archive.name, re.ASCII):
+        raise InputError(
+            f"{place}: {archive.url}: expected the address of a file, with its name at the end, of letters, digits and"
+            " . _ + - %, not . first"
+        )
     refuse_unknown(archive.splits, SPLITS, f"{place}: splits")
     to = PurePosixPath(archive.to)
     if to.is_absolute() or ".." in to.parts or "\\" in archive.to:
