@@ -151,6 +151,27 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+BOMB = "&e [&d [&c [&b [&a [x, x, x, x, x, x, x, x, x, x]" + "".join(
+    f", {', '.join(f'*{letter}' for _ in range(12))}]" for letter in "abcd"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: BOMB", "train: BOMB", "train: [a, BOMB]", "names: BOMB", "names: {0: [BOMB]}", "names: [[BOMB]]",
+        "nc: BOMB", "annotations: [BOMB]", "annotations: {train: BOMB}", "without_json: [BOMB]", "download: BOMB",
+        "download: [BOMB]", "download: {url: BOMB}", "download: {url: 'https://a.b/c.zip', to: BOMB}",
+        "download: {url: 'https://a.b/c.zip', splits: [BOMB]}",
+    ],
+)  # fmt: skip
+def test_messages_stay_short_when_aliases_multiply(tmp_path, text):
+    path = write(tmp_path, text.replace("BOMB", BOMB) + ("" if text.startswith("names") else "\nnames: [a]") + "\n")
+    with pytest.raises(InputError) as caught:
+        load_data_config(path)
+    assert len(str(caught.value)) < len(str(path)) + 600
+
+
 def test_missing_split_says_what_and_how(tmp_path):
     path = write(
         tmp_path,
