@@ -110,11 +110,12 @@ class MemoryImages:
 
 
 class DiskImages:
-    """Resized images as .npy files, written when first read."""
+    """Resized images as .npy files, written when first read, until the disk takes no more."""
 
     def __init__(self, files: ImageFiles, folder: Path) -> None:
         self.files = files
         self.folder = folder
+        self._takes_more = True
 
     def read(self, index: int) -> Image:
         """Give an image from its .npy file, read-only, or else from its own."""
@@ -122,10 +123,21 @@ class DiskImages:
         if target.is_file():
             return np.load(target, mmap_mode="r", allow_pickle=False)  # of a large one a tile may be all that is read
         image = self.files.read(index)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.save(part, image)
-        Path(part.name).replace(target)  # whole or not at all, also when two workers write the same image
+        if self._takes_more:
+            try:
+                self._write(image, target)
+            except OSError as error:  # of a full disk, numpy's own has no errno
+                self._takes_more = False
+                reason = error.strerror or error
+                LOGGER.warning("--cache disk: %s cannot be written (%s); going on without more of it", target, reason)
         return image
+
+    def _write(self, image: Image, target: Path) -> None:
+        """Write a file whole or not at all, also when two workers write the same image."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            part = Path(folder, target.name)
+            np.save(part, image)
+            part.replace(target)
 
     def _file(self, index: int) -> Path:
         path = self.files.paths[index]
