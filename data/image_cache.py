@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -151,24 +152,30 @@ class DiskImages:
 
 
 Images = ImageFiles | MemoryImages | DiskImages
+# What this process's data sets were granted, until they are gone: the disk's number (none for memory), and bytes
+_GRANTED: "WeakKeyDictionary[Images, tuple[int | None, int]]" = WeakKeyDictionary()
 
 
 def cached(files: ImageFiles, cache: CacheKind, folder: Path | None, progress: Progress | None) -> Images:
-    """Put a cache before the files, unless it would not fit, which is told."""
-    needed = int(files.bytes_resized().sum())
+    """Put a cache before the files, unless it would not fit beside those of other data sets, which is told."""
     if cache == "ram":
-        place, room = "the memory it may use", int(MEMORY_SHARE * _memory_bytes())
+        disk, place, room = None, "the memory it may use", int(MEMORY_SHARE * _memory_bytes())
     else:
         assert folder is not None, "a disk cache needs its folder"
         folder.mkdir(parents=True, exist_ok=True)
-        place, room = str(folder), shutil.disk_usage(folder).free
-    if needed > room:
+        disk, place, room = folder.stat().st_dev, str(folder), shutil.disk_usage(folder).free
+    needed = int(files.bytes_resized().sum())
+    others = sum(size for other, size in _GRANTED.values() if other == disk)
+    if needed + others > room:
         LOGGER.warning(
-            "--cache %s: %.1f GB of images do not fit in %s (%.1f GB); going on without a cache",
-            *(cache, needed / 1e9, place, room / 1e9),
+            "--cache %s: %.1f GB of images%s do not fit in %s (%.1f GB); going on without a cache",
+            *(cache, needed / 1e9, f", beside {others / 1e9:.1f} GB of other splits," if others else ""),
+            *(place, room / 1e9),
         )
         return files
-    return MemoryImages(files, progress) if folder is None or cache == "ram" else DiskImages(files, folder)
+    images = MemoryImages(files, progress) if folder is None or cache == "ram" else DiskImages(files, folder)
+    _GRANTED[images] = disk, needed
+    return images
 
 
 def _memory_bytes() -> int:

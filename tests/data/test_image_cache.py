@@ -1,11 +1,13 @@
 """Caches of images: what happens where they do not fit."""
 
+import gc
 import logging
 
 import numpy as np
 import pytest
 import torch
 
+from data import image_cache
 from data.dataset import DetectionDataset, Draw
 
 SIZE = 64
@@ -40,3 +42,24 @@ def test_a_disk_that_fills_is_told_once_and_used_no_further(annotations, tmp_pat
     (record,) = caplog.records
     assert record.getMessage().startswith(f"--cache disk: {folder}")
     assert (error.strerror or str(error)) in record.getMessage()
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_data_sets_share_the_room_until_they_are_gone(annotations, cache, tmp_path, monkeypatch, caplog):
+    room = 2.5 * 3 * 12_288
+    monkeypatch.setattr(image_cache, "_GRANTED", type(image_cache._GRANTED)())
+    monkeypatch.setattr(image_cache, "_memory_bytes", lambda: room / image_cache.MEMORY_SHARE)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": room}))
+    kept = []
+
+    def warnings_of_another():
+        caplog.clear()
+        kept.append(DetectionDataset(annotations, SIZE, cache=cache, cache_folder=tmp_path / "cache"))
+        return [record.getMessage() for record in caplog.records]
+
+    assert warnings_of_another() == warnings_of_another() == []
+    (warning,) = warnings_of_another()
+    assert warning.startswith(f"--cache {cache}: 0.0 GB of images, beside 0.0 GB of other splits, do not fit in")
+    kept.clear()
+    gc.collect()
+    assert warnings_of_another() == []
