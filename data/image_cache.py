@@ -24,6 +24,7 @@ from utils.options import InputError
 
 MEMORY_SHARE = 0.5  # of the machine's memory, at most, goes to cached images
 LOGGER = logging.getLogger(__name__)
+_ADVICE = "python -m data.check DATA finds all such images, with --write FOLDER it makes a copy without them"
 CacheKind = Literal["ram", "disk"]
 
 
@@ -66,9 +67,16 @@ class ImageFiles:
         return resize(self.decode(index, reduce), geometry.scaled_wh)
 
     def decode(self, index: int, reduce: int = 1) -> Image:
-        """An image as it is in its file, or a JPEG at that part of its sides."""
+        """An image as it is in its file, or a JPEG at that part of its sides.
+
+        Raises:
+            InputError: it cannot be decoded, though its header was sound, or has changed since.
+        """
         path, expected = self.paths[index], self.letterboxes[index].original_wh
-        image = read_image(path, reduce)
+        try:
+            image = read_image(path, reduce)
+        except InputError as error:
+            raise InputError(f"{error}; {_ADVICE}") from error
         if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
             raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
         return image
