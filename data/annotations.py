@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from utils.options import InputError
 LOGGER = logging.getLogger(__name__)
 
 _CACHE_FORMAT = "3"  # to be raised when reading gives other results
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a cache's file
 _TEXTS = ("names", "paths", "problems")  # the fields that are no arrays
 
 
@@ -296,7 +298,7 @@ def _load(file: Path, key: str) -> Annotations | None:
         values["names"] = json.loads(texts["names"])
         values["paths"] = PathList.from_buffer(texts["paths"])
         values["problems"] = [Problem(*parts) for parts in json.loads(texts["problems"])]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         LOGGER.warning("%s: the label cache is damaged and is made anew: %s", file, error)
         return None
     return Annotations(**values)

@@ -4,6 +4,7 @@ Labels are found from an image's path, so a copy that can be trained on needs im
 links, and no file of the original is written, moved or copied.
 """
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -83,12 +84,26 @@ def _write_split(table: Annotations, left_out: set[Path], folder: Path, split: s
     paths = [Path(os.path.normpath(table.paths[index])) for index in kept]
     top = os.path.commonpath([path.parent for path in paths])
     for index, path, lines in zip(kept, paths, rows, strict=True):
-        link = folder / "images" / split / path.relative_to(top)
+        own, text = folder / "images" / split / path.relative_to(top), "".join(lines)
+        link = _free_name(own, text)
         label = label_path(link)
+        if link != own:
+            yield f"{path}: is {link.name} in the copy, since the label file {label_path(own).name} is another image's"
         for file in (link, label):
             file.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(table.paths[index].absolute())
-        label.write_text("".join(lines), encoding="utf-8")
+        label.write_text(text, encoding="utf-8")
+
+
+def _free_name(link: Path, text: str) -> Path:
+    """The link, numbered where it is there already, or its label file with another text: x.jpg and x.png share one."""
+
+    def is_free(link: Path) -> bool:
+        label = label_path(link)
+        return not link.is_symlink() and (not label.exists() or label.read_text(encoding="utf-8") == text)
+
+    numbered = (link.with_stem(f"{link.stem}_{number}") for number in itertools.count(2))
+    return next(filter(is_free, itertools.chain([link], numbered)))
 
 
 def _rows(table: Annotations) -> Iterator[list[str]]:

@@ -25,6 +25,15 @@ class CocoImages(NamedTuple):
     declared_wh: Ints
 
 
+class CocoObject(NamedTuple):
+    """An annotation's object: x, y, width, height, its area, 1 for a crowd, and its outline x, y, x, y, ..."""
+
+    box: list[float]
+    area: float
+    crowd: int
+    outline: list[float]
+
+
 @dataclass
 class CocoAnnotations:
     """Annotations in flat arrays; in place of one that cannot be used is a box of one pixel, and its fault is kept.
@@ -58,23 +67,31 @@ class CocoAnnotations:
 
     def _append(self, entry: Mapping[str, Any]) -> tuple[str, str] | None:
         """Append an object; if it cannot be used, append nothing and return the kind of problem and what it is."""
-        box = entry.get("bbox")
-        if not _numbers(box) or len(box) != 4:
-            return "row", f"bbox: expected 4 numbers, found {box!r}"[:120]
-        if not (box[2] > 0 and box[3] > 0):
-            return "box-empty", f"bbox: a box of no size: {box}"
-        area, crowd = entry.get("area", box[2] * box[3]), entry.get("iscrowd", 0)
-        if not _numbers([area]) or crowd not in (0, 1):
-            return "row", f"expected a number as area and 0 or 1 as iscrowd, found {area!r} and {crowd!r}"[:120]
-        outline = _outline(entry.get("segmentation"))
-        if outline is None:
-            return "row", "segmentation: expected polygons, each a list of x, y, or a run-length mask"
-        self.boxes.fromlist(box)
-        self.areas.append(area)
-        self.crowd.append(int(crowd))
-        self.points.fromlist(outline)
-        self.point_counts.append(len(outline) // 2)
+        found = read_object(entry)
+        if not isinstance(found, CocoObject):
+            return found
+        self.boxes.fromlist(found.box)
+        self.areas.append(found.area)
+        self.crowd.append(found.crowd)
+        self.points.fromlist(found.outline)
+        self.point_counts.append(len(found.outline) // 2)
         return None
+
+
+def read_object(entry: Mapping[str, Any]) -> CocoObject | tuple[str, str]:
+    """Read an annotation, which need not have area and iscrowd; of one of no use the kind of problem and what it is."""
+    box = entry.get("bbox")
+    if not _numbers(box) or len(box) != 4:
+        return "row", f"bbox: expected 4 numbers, found {box!r}"[:120]
+    if not (box[2] > 0 and box[3] > 0):
+        return "box-empty", f"bbox: a box of no size: {box}"
+    area, crowd = entry.get("area", box[2] * box[3]), entry.get("iscrowd", 0)
+    if not _numbers([area]) or crowd not in (0, 1):
+        return "row", f"expected a number as area and 0 or 1 as iscrowd, found {area!r} and {crowd!r}"[:120]
+    outline = _outline(entry.get("segmentation"))
+    if outline is None:
+        return "row", "segmentation: expected polygons, each a list of x, y, or a run-length mask"
+    return CocoObject(box, area, int(crowd), outline)
 
 
 @dataclass(frozen=True)

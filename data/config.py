@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from data import glyphs
-from utils.options import ROOT, InputError, find_yaml, from_mapping, read_yaml, refuse_unknown
+from utils.options import ROOT, InputError, brief, find_yaml, from_mapping, read_yaml, refuse_unknown
 
 SPLITS = ("train", "val", "test")
 KEYS = ("path", *SPLITS, "names", "nc", "annotations", "without_json", "download")
 CONVERTERS: dict[str, Callable[[Path], None]] = {"glyphs": glyphs.generate}
-_ADDRESS = r"https://[!-.0-~]+/[!-~]+"  # the visible characters of ASCII; a / after the host
+_ADDRESS = r"https://[!-.0-Z^-~]+/[!-~]+"  # the visible characters of ASCII; a / after the host, no [ \ ] in it
+_FILE_NAME = r"[\w+%-][\w.+%-]*"  # leads to no other place on any system
 DATASETS_DIR = "YOLOv5_DATASETS_DIR"  # environment variable
 
 
@@ -41,6 +43,11 @@ class Archive:
     splits: list[str] = field(default_factory=list)
     sha256: str | None = None
     size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, the end of its address, undecoded."""
+        return urlsplit(self.url).path.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def _root(source: Path, given: Any) -> Path:
     if given is None:
         return folder
     if not isinstance(given, str) or not given:
-        raise InputError(f"{source}: path: expected a folder, found {given!r}")
+        raise InputError(f"{source}: path: expected a folder, found {brief(given)}")
     path = Path(given).expanduser()
     own = folder / path
     shared = os.environ.get(DATASETS_DIR) or os.environ.get(DATASETS_DIR.upper())
@@ -142,7 +149,7 @@ def _root(source: Path, given: Any) -> Path:
 def _split(source: Path, root: Path, split: str, given: Any) -> list[Path]:
     entries = given if isinstance(given, list) else [given]
     if not entries or not all(isinstance(entry, str) and entry for entry in entries):
-        raise InputError(f"{source}: {split}: expected a folder, a .txt list, or a list of those, found {given!r}")
+        raise InputError(f"{source}: {split}: expected a folder, a .txt list, or a list of those, found {brief(given)}")
     return [root / Path(entry).expanduser() for entry in entries]
 
 
@@ -152,27 +159,27 @@ def _names(source: Path, content: Mapping[str, Any]) -> list[str]:
     given = content["names"]
     if isinstance(given, dict):
         if set(given) != set(range(len(given))):
-            raise InputError(f"{source}: names: expected the keys 0 to {len(given) - 1}, found {list(given)}")
+            raise InputError(f"{source}: names: expected the keys 0 to {len(given) - 1}, found {brief(list(given))}")
         given = [given[index] for index in range(len(given))]
     if not isinstance(given, list) or not given:
-        raise InputError(f"{source}: names: expected a list of class names, found {given!r}")
+        raise InputError(f"{source}: names: expected a list of class names, found {brief(given)}")
     for index, name in enumerate(given):
         if isinstance(name, bool) or not isinstance(name, (str, int)):  # YAML reads a bare no or on as a truth value
-            raise InputError(f"{source}: names: {index}: expected text, found {name!r}; put quotes around it")
+            raise InputError(f"{source}: names: {index}: expected text, found {brief(name)}; put quotes around it")
     nc = content.get("nc", len(given))
     if nc != len(given):
-        raise InputError(f"{source}: nc: expected the number of names, {len(given)}, found {nc!r}")
+        raise InputError(f"{source}: nc: expected the number of names, {len(given)}, found {brief(nc)}")
     return [str(name) for name in given]
 
 
 def _annotations(source: Path, root: Path, given: Any) -> dict[str, Path]:
     if not isinstance(given, dict):
-        raise InputError(f"{source}: annotations: expected a COCO json for each split, found {given!r}")
+        raise InputError(f"{source}: annotations: expected a COCO json for each split, found {brief(given)}")
     given = {split: file for split, file in given.items() if file is not None}
     refuse_unknown(given, SPLITS, f"{source}: annotations")
     for split, file in given.items():
         if not isinstance(file, str) or not file:
-            raise InputError(f"{source}: annotations: {split}: expected a COCO json file, found {file!r}")
+            raise InputError(f"{source}: annotations: {split}: expected a COCO json file, found {brief(file)}")
     return {split: root / Path(file).expanduser() for split, file in given.items()}
 
 
@@ -180,7 +187,7 @@ def _use_yolo_layout(config: DataConfig, given: Any) -> None:
     """Where a split's json is not there but the images named in its place are, read those, with YOLO's label files."""
     place = f"{config.source}: without_json"
     if not isinstance(given, dict):
-        raise InputError(f"{place}: expected what to read for each split whose json is not there, found {given!r}")
+        raise InputError(f"{place}: expected what to read for each split whose json is not there, found {brief(given)}")
     refuse_unknown(given, config.annotations, place)
     for split, entries in given.items():
         images, json = _split(config.source, config.root, f"without_json: {split}", entries), config.annotations[split]
@@ -201,18 +208,27 @@ def _download(source: Path, given: Any) -> tuple[list[Archive], str | None]:
     return [_archive(f"{source}: download", entry) for entry in entries], None
 
 
+def _is_address(given: Any) -> bool:
+    return isinstance(given, str) and re.fullmatch(_ADDRESS, given) is not None
+
+
 def _archive(place: str, entry: Any) -> Archive:
     fields = {"url": entry} if isinstance(entry, str) else entry
-    if not isinstance(fields, dict) or not re.fullmatch(_ADDRESS, str(fields.get("url"))):
+    if not isinstance(fields, dict) or not _is_address(fields.get("url")):
         built_in = ", ".join(CONVERTERS)
         raise InputError(f"{place}: expected https:// addresses or a built-in converter ({built_in}), no script")
     archive = from_mapping(Archive, fields, place)
+    if not re.fullmatch(_FILE_NAME, archive.name, re.ASCII):
+        raise InputError(
+            f"{place}: {archive.url}: expected the address of a file, with its name at the end, of letters, digits and"
+            " . _ + - %, not . first"
+        )
     refuse_unknown(archive.splits, SPLITS, f"{place}: splits")
     to = PurePosixPath(archive.to)
     if to.is_absolute() or ".." in to.parts or "\\" in archive.to:
-        raise InputError(f"{place}: to: expected a folder below the data set's root, found {archive.to!r}")
+        raise InputError(f"{place}: to: expected a folder below the data set's root, found {brief(archive.to)}")
     if archive.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", archive.sha256):
-        raise InputError(f"{place}: sha256: expected 64 hexadecimal digits, found {archive.sha256!r}")
+        raise InputError(f"{place}: sha256: expected 64 hexadecimal digits, found {brief(archive.sha256)}")
     if archive.strip < 0 or (archive.size is not None and archive.size < 1):
         raise InputError(f"{place}: expected strip from 0 and size from 1, found {archive.strip} and {archive.size}")
     return archive

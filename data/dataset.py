@@ -1,21 +1,13 @@
-"""The images of a split with their boxes: decoded, cached, letterboxed, augmented.
+"""The images of a split with their boxes: letterboxed, augmented.
 
 What an item looks like depends on its draw (image and seed) alone, not on the worker that makes it.
 """
 
 import functools
-import hashlib
-import logging
-import operator
-import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -39,14 +31,10 @@ from data.augment import (
     random_perspective,
 )
 from data.files import Progress
-from data.images import read_header, read_image
+from data.image_cache import CacheKind, ImageFiles, Letterboxes, cached
 from data.polygons import Polygons
-from utils.boxes import Letterbox, fit, fit_rectangle, letterbox, resize
-from utils.options import InputError
+from utils.boxes import Letterbox, fit, fit_rectangle, letterbox
 
-MEMORY_SHARE = 0.5  # of the machine's memory, at most, goes to cached images
-LOGGER = logging.getLogger(__name__)
-CacheKind = Literal["ram", "disk"]
 Read = Callable[[int], Image]  # from an image's number to its pixels at the training size
 
 
@@ -121,9 +109,9 @@ class DetectionDataset(Dataset[Item]):
         self.augmentation = augmentation
         self.rect = rect
         self._stride = stride
-        self._letterboxes = _Letterboxes(annotations.sizes_wh, self._fit)
-        self._files = _ImageFiles(annotations.paths, self._letterboxes, exact=augmentation is None)
-        self._images = _cached(self._files, cache, cache_folder, progress) if cache else self._files
+        self._letterboxes = Letterboxes(annotations.sizes_wh, self._fit)
+        self._files = ImageFiles(annotations.paths, self._letterboxes, exact=augmentation is None)
+        self._images = cached(self._files, cache, cache_folder, progress) if cache else self._files
 
     def _fit(self, original_wh: tuple[int, int]) -> Letterbox:
         """How images of a size are scaled and padded."""
@@ -245,143 +233,3 @@ def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     low, high = np.clip(sample.boxes[:, :2] / size, 0, 1), np.clip(sample.boxes[:, 2:] / size, 0, 1)
     labels = np.concatenate((sample.classes[:, None], (low + high) / 2, high - low), 1).astype(np.float32)
     return Item(image, torch.from_numpy(labels), index, geometry)
-
-
-class _Letterboxes:
-    """How each image is letterboxed: worked out when asked, since objects for all images would burden each worker."""
-
-    def __init__(self, sizes_wh: npt.NDArray[np.int32], of: Callable[[tuple[int, int]], Letterbox]) -> None:
-        self.sizes_wh = sizes_wh
-        self.of = of  # from an image's size to how it is letterboxed
-
-    def __getitem__(self, index: int) -> Letterbox:
-        width, height = self.sizes_wh[index].tolist()
-        return self.of((width, height))
-
-    def sides_wh(self, choose: Callable[[Letterbox], tuple[int, int]]) -> npt.NDArray[np.int64]:
-        """A width and height of every image, (N, 2), of the pairs that a letterbox has."""
-        sizes, ids = np.unique(self.sizes_wh, axis=0, return_inverse=True)
-        sides = [choose(self.of((width, height))) for width, height in sizes.tolist()]
-        return np.array(sides, np.int64).reshape(-1, 2)[ids]
-
-
-class _ImageFiles:
-    """Images read from their files and resized, without padding.
-
-    Unless they are to be `exact`, as `detect.py` sees them, JPEGs much larger than needed are decoded at reduced scale.
-    """
-
-    def __init__(self, paths: Sequence[Path], letterboxes: _Letterboxes, *, exact: bool) -> None:
-        self.paths = paths
-        self.letterboxes = letterboxes
-        self.exact = exact
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> Image:
-        geometry = self.letterboxes[index]
-        reduce = 1 if self.exact else _reduction(geometry.original_wh, geometry.scaled_wh)
-        return resize(self.decode(index, reduce), geometry.scaled_wh)
-
-    def decode(self, index: int, reduce: int = 1) -> Image:
-        """An image as it is in its file, or a JPEG at that part of its sides."""
-        path, expected = self.paths[index], self.letterboxes[index].original_wh
-        image = read_image(path, reduce)
-        if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
-            raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
-        return image
-
-    def bytes_resized(self) -> npt.NDArray[np.int64]:
-        """Bytes of each image, (N)."""
-        return 3 * self.letterboxes.sides_wh(lambda geometry: geometry.scaled_wh).prod(1)
-
-
-def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
-    """How far a JPEG may be reduced in decoding and still has the pixels that the scaled image needs."""
-    fitting = (reduce for reduce in (8, 4, 2) if all(map(operator.ge, _reduced(original_wh, reduce), scaled_wh)))
-    return next(fitting, 1)
-
-
-def _reduced(size_wh: tuple[int, int], reduce: int) -> tuple[int, int]:
-    return -(-size_wh[0] // reduce), -(-size_wh[1] // reduce)
-
-
-class _MemoryImages:
-    """Resized images in one flat array, which workers started by a fork share."""
-
-    def __init__(self, files: _ImageFiles, progress: Progress | None) -> None:
-        self.files = files
-        self.starts = np.concatenate(([0], np.cumsum(files.bytes_resized())))
-        self.pixels = np.empty(self.starts[-1], np.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(self._fill, range(len(files))), 1):
-                if progress:
-                    progress(done, len(files))
-        self.pixels.flags.writeable = False
-
-    def _fill(self, index: int) -> None:
-        self.pixels[self.starts[index] : self.starts[index + 1]] = self.files.read(index).reshape(-1)
-
-    def read(self, index: int) -> Image:
-        width, height = self.files.letterboxes[index].scaled_wh
-        return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(height, width, 3)
-
-
-class _DiskImages:
-    """Resized images as .npy files, written when first read."""
-
-    def __init__(self, files: _ImageFiles, folder: Path) -> None:
-        self.files = files
-        self.folder = folder
-
-    def read(self, index: int) -> Image:
-        target = self._file(index)
-        if target.is_file():
-            return np.load(target, mmap_mode="r", allow_pickle=False)  # of a large one a tile may be all that is read
-        image = self.files.read(index)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.save(part, image)
-        Path(part.name).replace(target)  # whole or not at all, also when two workers write the same image
-        return image
-
-    def _file(self, index: int) -> Path:
-        path = self.files.paths[index]
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        scaled_wh, exact = self.files.letterboxes[index].scaled_wh, self.files.exact
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{scaled_wh}|{exact}"
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-
-
-_Images = _ImageFiles | _MemoryImages | _DiskImages
-
-
-def _cached(files: _ImageFiles, cache: CacheKind, folder: Path | None, progress: Progress | None) -> _Images:
-    """Put a cache before the files, unless it would not fit, which is told."""
-    needed = int(files.bytes_resized().sum())
-    if cache == "ram":
-        place, room = "the memory it may use", int(MEMORY_SHARE * _memory_bytes())
-    else:
-        assert folder is not None, "a disk cache needs its folder"
-        folder.mkdir(parents=True, exist_ok=True)
-        place, room = str(folder), shutil.disk_usage(folder).free
-    if needed > room:
-        LOGGER.warning(
-            "--cache %s: %.1f GB of images do not fit in %s (%.1f GB); going on without a cache",
-            *(cache, needed / 1e9, place, room / 1e9),
-        )
-        return files
-    return _MemoryImages(files, progress) if folder is None or cache == "ram" else _DiskImages(files, folder)
-
-
-def _memory_bytes() -> int:
-    """Memory of this machine, or of the container it runs in."""
-    if sys.platform == "win32":
-        return sys.maxsize  # Windows does not tell through os.sysconf
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    granted = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return memory if granted == "max" else min(memory, int(granted))

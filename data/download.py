@@ -11,7 +11,6 @@ import json
 import sys
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from data.config import SPLITS, Archive, DataConfig, load_data_config, prepare, require_split
 from data.fetch import check, fetch
@@ -52,7 +51,7 @@ def main(options: Options) -> None:
 
 def get(archive: Archive, root: Path) -> None:
     """Download an archive and unpack it below `root`, as far as that is not done."""
-    name = _name(archive)
+    name = archive.name
     key = hashlib.sha256(repr(astuple(replace(archive, splits=[]))).encode()).hexdigest()[:8]
     file, record = root / FOLDER / f"{key}-{name}", root / FOLDER / f"{key}-{name}.json"
     if _is_unpacked(record, root / archive.to):
@@ -70,13 +69,6 @@ def get(archive: Archive, root: Path) -> None:
     write_text_atomically(record, json.dumps(files))
     file.unlink(missing_ok=True)
     _say(f"{name}: {len(files):,} file{'' if len(files) == 1 else 's'} in {(root / archive.to).resolve()}")
-
-
-def _name(archive: Archive) -> str:
-    name = urlsplit(archive.url).path.rpartition("/")[2]
-    if not name or name.startswith("."):
-        raise InputError(f"{archive.url}: expected the address of a file, with its name at the end")
-    return name
 
 
 def _is_unpacked(record: Path, folder: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from data.annotations import Annotations
 from utils.anchors import measure
-from utils.options import InputError, find_yaml, read_yaml
+from utils.options import InputError, brief, find_yaml, read_yaml
 from utils.plots import SIZE_BANDS, plot_labels
 
 Floats = npt.NDArray[np.float64]
@@ -115,9 +115,9 @@ def read_anchors(cfg: str) -> Floats | None:
     try:
         anchors = np.concatenate([np.array(scale, np.float64).reshape(-1, 2) for scale in given or ()])
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: anchors: expected w, h, w, h, ... for each scale, found {given!r}") from error
+        raise InputError(f"{path}: anchors: expected w, h, w, h, ... for each scale, found {brief(given)}") from error
     if not (anchors > 0).all():
-        raise InputError(f"{path}: anchors: expected sides in pixels, found {given!r}")
+        raise InputError(f"{path}: anchors: expected sides in pixels, found {brief(given)}")
     return anchors
 
 

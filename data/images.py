@@ -119,7 +119,7 @@ def read_header(path: Path) -> Header:
                 width, height = image.size
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Image.DecompressionBombError:  # Pillow will not even tell the size of what is so large
+    except (Image.DecompressionBombError, ValueError):  # its pixels or texts are many, or a tag is wrong
         height, width = read_image(path).shape[:2]
         return Header(width, height, _is_whole(path))
     except OSError as error:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from utils.boxes import GREY, resize, xywh_to_xyxy, xyxy_to_xywh
+from utils.options import InputError
 from utils.plots import font_file
+from utils.report import write_bytes_atomically
 from utils.upstream import Annotator, colors
 
 Image = npt.NDArray[np.uint8]
@@ -168,8 +170,14 @@ def _write_line(plate: Image, line: str, top: int) -> None:
 
 
 def save_image(image: Image, path: Path) -> None:
-    """Write a BGR picture under its name when it is complete."""
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
-    if not cv2.imwrite(str(part), image):
-        raise OSError(f"{path}: the picture could not be written")
-    part.replace(path)
+    """Write a BGR picture in the format of its suffix, under its name when it is complete; any name will do.
+
+    Raises:
+        InputError: the file cannot be written (a full disk, a folder that is missing or read-only), or its format has
+            no pictures so large.
+    """
+    is_encoded, encoded = cv2.imencode(path.suffix, image)  # cv2.imwrite opens no name beyond ASCII on Windows
+    if not is_encoded:
+        height, width = image.shape[:2]
+        raise InputError(f"{path}: could not be written: {width} x {height} pixels are too many for {path.suffix}")
+    write_bytes_atomically(path, encoded.data)

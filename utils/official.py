@@ -13,6 +13,7 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
+from data.coco_file import CocoObject, read_object
 from utils.coco import COCO_FIGURES, Detections, GroundTruth, truth_rows, truth_table
 
 Results = list[dict[str, Any]]  # detections in COCO's form
@@ -74,7 +75,7 @@ def official(
         image_ids: the images that count, all of the truth's when None.
         category_ids: the categories that count, all of the truth's when None.
     """
-    dataset = _read_json(truth) if isinstance(truth, Path) else to_coco_json(truth)
+    dataset = _completed(_read_json(truth)) if isinstance(truth, Path) else to_coco_json(truth)
     rows = _read_json(results) if isinstance(results, Path) else results
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = pycocotools_evaluation(dataset, rows)
@@ -96,6 +97,20 @@ def pycocotools_evaluation(dataset: Mapping[str, Any], rows: Results) -> pycocot
     if rows:  # loadRes cannot read an empty list, and writes into what it is given
         answer = gold.loadRes([dict(row) for row in rows])
     return pycocotools.cocoeval.COCOeval(gold, answer, "bbox")
+
+
+def _completed(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Give annotations the id, area and iscrowd that pycocotools asks for; those that training leaves out go here, too.
+
+    Ids count from 1: figures do not depend on them, unless one is 0 or there twice.
+    """
+    entries = dataset.get("annotations", [])
+    objects = [(entry, found) for entry in entries if isinstance(found := read_object(entry), CocoObject)]
+    filled = [
+        {**entry, "id": number, "area": found.area, "iscrowd": found.crowd}
+        for number, (entry, found) in enumerate(objects, 1)
+    ]
+    return {**dataset, "annotations": filled}
 
 
 def _read_json(path: Path) -> Any:

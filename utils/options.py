@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import errno
 import math
+import reprlib
 import signal
 import sys
 import types
@@ -20,6 +21,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the project's folder
 T = TypeVar("T")
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 2, 120, 120
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -153,6 +156,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def brief(value: Any) -> str:
+    """A value as messages show it: cut short, since a few aliases in a YAML stand for millions of entries."""
+    return _BRIEF.repr(value)
+
+
 def find_yaml(name: str | Path, *folders: str) -> Path:
     """Locate a YAML as given, or in the project's `folders` (so `yolov5-spd-n.yaml` finds `models/yolov5-spd-n.yaml`).
 
@@ -182,9 +190,10 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], source: str) -> N
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
+            text = key if isinstance(key, str) else brief(key)
+            near = difflib.get_close_matches(text, known, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
-            raise InputError(f"{source}: unknown key '{key}'; {hint}")
+            raise InputError(f"{source}: unknown key '{text}'; {hint}")
 
 
 def _checked(value: Any, hint: Any, place: str) -> Any:
@@ -203,7 +212,7 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
             except ValueError:
                 continue
     names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
-    raise InputError(f"{place}: expected {names}, found {value!r}")
+    raise InputError(f"{place}: expected {names}, found {brief(value)}")
 
 
 class Interrupted(KeyboardInterrupt):

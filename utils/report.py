@@ -22,6 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from data.images import read_image, swap_red_and_blue
 from utils.options import InputError
 
 METRICS = ("P", "R", "AP50", "AP75", "AP")  # columns of the console table, before those by size
@@ -29,14 +30,19 @@ BANDS = ("AP_S", "AP_M", "AP_L")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that no reader meets a half of it.
+    """Write a text file as `write_bytes_atomically` does, in UTF-8, with the line ends that the text has."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name and rename it, so that no reader meets a half of it.
 
     Raises:
         InputError: the file cannot be written (a full disk, a folder that is missing or read-only).
     """
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -231,9 +237,7 @@ class TensorBoard:
 
     def picture(self, tag: str, path: Path, step: int) -> None:
         """Show a picture that the run has written."""
-        image = cv2.imread(str(path))
-        assert image is not None, f"{path} was written by this run"
-        self._writer.add_image(tag, image[..., ::-1].copy(), step, dataformats="HWC")
+        self._writer.add_image(tag, swap_red_and_blue(read_image(path)), step, dataformats="HWC")
 
     def graph(self, model: nn.Module, example: Tensor) -> None:
         """Draw the model's graph, traced in evaluation mode so that no statistic moves."""

@@ -613,13 +613,21 @@ def test_cache_sees_a_new_label_file(root):
     assert len(read(root, cache=root / "cache").classes) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped", "pickle"])
+# Bits of an entry in a zip's directory: its place in the entry, and the bit
+FLAGS = {"version": (6, 128), "encrypted": (8, 1), "patched": (8, 32), "deflated": (10, 8), "unknown method": (10, 32)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped", "pickle", *FLAGS])
 def test_a_damaged_cache_is_made_anew(cached, damage, caplog):
     table = read(cached, cache=cached / "cache")
     (file,) = (cached / "cache").iterdir()
     content = file.read_bytes()
     if damage == "pickle":
         np.savez(file, key=np.array([object()]))
+    elif damage in FLAGS:
+        place, bit = FLAGS[damage]
+        place += content.rindex(b"PK\1\2")
+        file.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
     else:
         middle = content.index(b"boxes.npy") + 170
         flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]

@@ -256,6 +256,26 @@ def test_a_json_is_cleaned_into_text(tmp_path: Path):
     assert "1 crowd regions" in (tmp_path / "clean/changes.txt").read_text()
 
 
+def test_images_of_a_json_that_differ_in_suffix_keep_their_own_objects(tmp_path: Path):
+    root, names = tmp_path / "json", ("x.jpg", "x.png", "x_2.png", "same.jpg", "same.png")
+    for name in names:
+        paint(root / "images/train" / name)
+    images = [{"id": i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(names)]
+    places = (5, 10, 15, 20, 20)
+    annotations = [{"image_id": i, "category_id": 90, "bbox": [x, 10, 20, 20]} for i, x in enumerate(places)]
+    write_coco(root, annotations, images=images)
+    clean = tmp_path / "clean"
+    run(root, write=str(clean))
+    table = examine(load_data_config(clean / "data.yaml"), decode=False, bars=scan_progress).tables["train"]
+    found = {path.resolve().name: box[0] for path, box in zip(table.paths, table.boxes, strict=True)}
+    assert found == pytest.approx(dict(zip(names, places, strict=True)), abs=1e-4)
+    changes = (clean / "changes.txt").read_text().splitlines()
+    assert [line.partition(",")[0] for line in changes] == [
+        f"{root}/images/train/x.png: is x_2.png in the copy",
+        f"{root}/images/train/x_2.png: is x_2_2.png in the copy",
+    ]
+
+
 @pytest.mark.parametrize("target", ["used", "file.txt", "images/train/new", "labels/val/new"])
 def test_data_is_not_written_over(sound: Path, target: str):
     (sound / "used").mkdir()

@@ -121,7 +121,12 @@ def test_datasets_dir_leaves_absolute_paths(tmp_path, monkeypatch):
         ("names: [a]\ndownload: [{sha256: x}]\n", "download: expected https:// addresses"),
         ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', size: big}]\n", "download: size: expected int"),
         ("names: [a]\ndownload: 'https://a.b/c d.zip'\n", "download: expected https:// addresses"),
+        ("names: [a]\ndownload: 'https://[a/c.zip'\n", "download: expected https:// addresses"),
         ("names: [a]\ndownload: 'https:///c.zip'\n", "download: expected https:// addresses"),
+        *(
+            (f"names: [a]\ndownload: 'https://a.b/{path}'\n", f"https://a.b/{path}: expected the address of a file")
+            for path in (r"a\..\..\Users\me\x.zip", "C:x.zip", "a/x.zip:stream", "..", ".x", "a/", "?x.zip", "x*.zip")
+        ),
         ("names: [a]\ndownload: [{url: 'https://a.b/c.zip', sha256: abc}]\n", "sha256: expected 64 hexadecimal digits"),
         (
             "names: [a]\ndownload: [{url: 'https://a.b/c.zip', to: /etc}]\n",
@@ -146,6 +151,27 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+BOMB = "&e [&d [&c [&b [&a [x, x, x, x, x, x, x, x, x, x]" + "".join(
+    f", {', '.join(f'*{letter}' for _ in range(12))}]" for letter in "abcd"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: BOMB", "train: BOMB", "train: [a, BOMB]", "names: BOMB", "names: {0: [BOMB]}", "names: [[BOMB]]",
+        "nc: BOMB", "annotations: [BOMB]", "annotations: {train: BOMB}", "without_json: [BOMB]", "download: BOMB",
+        "download: [BOMB]", "download: {url: BOMB}", "download: {url: 'https://a.b/c.zip', to: BOMB}",
+        "download: {url: 'https://a.b/c.zip', splits: [BOMB]}",
+    ],
+)  # fmt: skip
+def test_messages_stay_short_when_aliases_multiply(tmp_path, text):
+    path = write(tmp_path, text.replace("BOMB", BOMB) + ("" if text.startswith("names") else "\nnames: [a]") + "\n")
+    with pytest.raises(InputError) as caught:
+        load_data_config(path)
+    assert len(str(caught.value)) < len(str(path)) + 600
+
+
 def test_missing_split_says_what_and_how(tmp_path):
     path = write(
         tmp_path,
@@ -165,6 +191,12 @@ def test_missing_split_says_what_and_how(tmp_path):
     (tmp_path / "images/val").mkdir(parents=True)
     (tmp_path / "a.json").touch()
     assert require_split(config, "val") == [tmp_path / "images/val"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "VOC_06-Nov-2007.tar.gz", "my%20a+b.zip"])
+def test_names_of_archives(tmp_path, name):
+    config = load_data_config(write(tmp_path, f"names: [a]\ndownload: 'https://a.b/c/{name}?key=/x#y'\n"))
+    assert [archive.name for archive in config.download] == [name]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

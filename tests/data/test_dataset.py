@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from data import dataset as module
+from data import image_cache
 from data.augment import Augmentation
 from data.dataset import DetectionDataset, Draw
 from data.images import read_image
@@ -190,8 +190,8 @@ def test_disk_cache_is_used_and_notices_a_changed_file(annotations, tmp_path):
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
 def test_a_cache_that_does_not_fit_is_told_and_left_out(annotations, cache, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_memory_bytes", lambda: 1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 500}))
+    monkeypatch.setattr(image_cache, "_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 500}))
     with caplog.at_level(logging.WARNING):
         dataset = DetectionDataset(annotations, SIZE, cache=cache, cache_folder=tmp_path / "cache")
     assert f"--cache {cache}" in caplog.text
@@ -200,7 +200,7 @@ def test_a_cache_that_does_not_fit_is_told_and_left_out(annotations, cache, tmp_
 
 
 def test_memory_is_told_in_bytes():
-    assert 1e8 < module._memory_bytes() < 1e14
+    assert 1e8 < image_cache._memory_bytes() < 1e14
 
 
 def test_read_image_turns_by_exif_and_takes_any_name_and_depth(tmp_path):
@@ -229,7 +229,9 @@ def test_training_decodes_large_jpegs_at_reduced_scale(make_annotations, monkeyp
     cv2.imwrite(str(path), smooth)
     annotations = replace(annotations, paths=[path])
     asked = []
-    monkeypatch.setattr(module, "read_image", lambda path, reduce: asked.append(reduce) or read_image(path, reduce))
+    monkeypatch.setattr(
+        image_cache, "read_image", lambda path, reduce: asked.append(reduce) or read_image(path, reduce)
+    )
     training = DetectionDataset(annotations, SIZE, augmentation=Augmentation())[Draw(0)].image
     exact = DetectionDataset(annotations, SIZE)[Draw(0)].image
     assert asked == [reduce, 1]

@@ -61,3 +61,37 @@ def test_an_image_too_large_for_opencv_is_told(tmp_path: Path) -> None:
     path.write_bytes(start + b"\0\0\0\0IDAT\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82")
     with pytest.raises(InputError, match=r"huge\.png: has more pixels than OpenCV decodes; set OPENCV_IO_MAX"):
         read_image(path)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
+def test_a_png_with_much_beside_its_pixels_is_read(tmp_path: Path, name: bytes) -> None:
+    encoded = cv2.imencode(".png", picture())[1].tobytes()
+    path = tmp_path / "talkative.png"
+    path.write_bytes(encoded[:33] + chunk(name, b"note\0\0" + zlib.compress(bytes(2_000_000))) + encoded[33:])
+    assert read_header(path) == (64, 48, True)
+
+
+def test_a_png_with_half_a_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">II", 64, 48)) + chunk(b"IEND", b""))
+    with pytest.raises(InputError, match=r"half\.png: "):
+        read_header(path)
+
+
+@pytest.mark.parametrize("tag", [256, 257, 274])
+@pytest.mark.parametrize("kind", range(14))
+def test_a_tiff_with_a_mistyped_size_or_orientation_is_read_or_refused(tmp_path: Path, tag: int, kind: int) -> None:
+    path = tmp_path / "mistyped.tif"
+    Image.fromarray(picture()).save(path, tiffinfo={274: 1})
+    encoded = bytearray(path.read_bytes())
+    entry = encoded.index(struct.pack("<HH", tag, 3 if tag == 274 else 4))
+    encoded[entry + 2] = kind
+    path.write_bytes(encoded)
+    try:
+        assert read_header(path).width >= 0
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017 - either is right

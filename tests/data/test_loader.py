@@ -8,6 +8,7 @@ import torch
 
 from data.augment import Augmentation
 from data.dataset import DetectionDataset, Draw
+from data.images import read_header
 from data.loader import Batch, ShapeSampler, collate, make_loader
 from tests.data.painting import paint
 from utils.options import InputError
@@ -170,12 +171,24 @@ def test_a_batch_pads_images_and_moves_their_boxes_along(annotations):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_vanished_image_is_told_in_one_line(annotations, workers):
-    annotations.paths[4].unlink()
+@pytest.mark.parametrize(
+    ("vanished", "reason"),
+    [(True, "cannot be read: No such file or directory"), (False, "not an image that OpenCV can decode")],
+)
+def test_a_vanished_or_broken_image_is_told_in_one_line_with_what_to_do(annotations, workers, vanished, reason):
+    path = annotations.paths[4]
+    if vanished:
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        start = content.index(b"IDAT") + 4
+        path.write_bytes(content[:start] + bytes(len(content) - start - 12) + content[-12:])
+        assert read_header(path).is_whole
     loader = make_loader(DetectionDataset(annotations, SIZE), batch_size=4, workers=workers, train=False)
     with pytest.raises(InputError) as caught:
         list(loader)
-    assert str(caught.value) == f"{annotations.paths[4]}: cannot be read: No such file or directory"
+    advice = "python -m data.check DATA finds all such images, with --write FOLDER it makes a copy without them"
+    assert str(caught.value) == f"{path}: {reason}; {advice}"
 
 
 def test_what_workers_are_sent_can_be_pickled(annotations, tmp_path):

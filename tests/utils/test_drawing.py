@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.utils.pictures import has_colour, read
 from utils import drawing
+from utils.options import InputError
 from utils.upstream import colors
 
 NAMES = ["disc", "cross", "star"]
@@ -89,3 +91,31 @@ def test_titles_are_light_on_dark_at_the_foot(text: str):
     for number in range(len(text.split("\n"))):
         line = tile[119 - height + number * drawing.TITLE_LINE :][: drawing.TITLE_LINE]
         assert line.max() > 200
+
+
+@pytest.mark.parametrize("name", ["plain.png", "Übersicht 図.png", "a.part.PNG"])
+def test_pictures_have_any_name_without_opencv_opening_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    image = RNG.integers(0, 256, (20, 30, 3), np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "imwrite", None)  # on Windows it knows no name beyond ASCII
+        drawing.save_image(image, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    np.testing.assert_array_equal(cv2.imdecode(np.fromfile(tmp_path / name, np.uint8), cv2.IMREAD_COLOR), image)
+
+
+def test_a_picture_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fill(path: Path, _content: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(InputError, match=r"a\.jpg: could not be written: No space left on device"):
+        drawing.save_image(np.zeros((4, 4, 3), np.uint8), tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"none/a\.jpg: could not be written: No such file"):
+        drawing.save_image(np.zeros((4, 4, 3), np.uint8), tmp_path / "none/a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: could not be written: 70000 x 1 pixels are too many for \.jpg"):
+        drawing.save_image(np.zeros((1, 70_000, 3), np.uint8), tmp_path / "a.jpg")

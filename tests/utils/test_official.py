@@ -103,6 +103,27 @@ def test_figures_of_a_coco_json_are_those_of_pycocotools_on_it(coco_yaml, seed):
     assert {row["category_id"] for row in detections_to_json(table, found)} == {90, 3, 91}
 
 
+def test_a_json_needs_no_more_than_the_reader_does(coco_yaml):
+    gold = coco_yaml.with_name("gold.json")
+    content = json.loads(gold.read_text())
+    for entry in content["annotations"]:
+        del entry["id"], entry["iscrowd"], entry["area"]
+    faulty = [{"bbox": None}, {}, {"bbox": [1, 1, 5, 5], "area": None}, {"bbox": [1, 1, 5, 5], "iscrowd": "no"}]
+    content["annotations"] += [{"image_id": 7, "category_id": 3, **entry} for entry in faulty]
+    gold.write_text(json.dumps(content))
+    config = load_data_config(coco_yaml)
+    table = read_annotations(config, "val")
+    xyxy = np.c_[table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]]
+    owners = np.repeat(np.arange(len(table)), table.counts)
+    rows = np.c_[xyxy, np.linspace(0.9, 0.4, len(xyxy)), table.classes]
+    found = detections_of({index: rows[owners == index][1:].tolist() for index in range(4)})
+    ids = {"image_ids": table.image_ids.tolist(), "category_ids": table.category_ids.tolist()}
+    theirs = official(gold, detections_to_json(table, found), **ids)
+    ours = evaluate_coco(table, found).figures
+    assert [ours[key] for key in COCO_FIGURES] == pytest.approx(list(theirs.values()), abs=1e-6, nan_ok=True)
+    assert 0 < theirs["AP"] < 1
+
+
 @pytest.mark.parametrize(
     ("split", "weights", "name"),
     [
