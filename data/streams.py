@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import Frame, Source, in_groups
-from data.video import rate, silent_opencv
+from data.images import silent_opencv
+from data.video import rate
 from utils.options import InputError
 from utils.report import unique_stems
 

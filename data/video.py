@@ -1,6 +1,5 @@
 """Video files read and written with OpenCV."""
 
-import contextlib
 import functools
 import logging
 import math
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import Frame
+from data.images import silent_opencv
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
@@ -23,17 +23,6 @@ CODECS = ("avc1", "mp4v")  # H.264, which browsers play; MPEG-4 part 2, which ev
 SHORTFALL = 0.02  # share of a video's frames that may be missing: some files only estimate their number
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own words; OpenCV looks at it once, at the first video
-
-
-@contextlib.contextmanager
-def silent_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what goes wrong: it is told in a line of ours."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 def rate(capture: cv2.VideoCapture) -> float:

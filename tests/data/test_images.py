@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import read_header, read_image
+from data.images import read_header, read_image, silent_opencv
 from utils.options import InputError
 
 
@@ -61,3 +61,13 @@ def test_an_image_too_large_for_opencv_is_told(tmp_path: Path) -> None:
     path.write_bytes(start + b"\0\0\0\0IDAT\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82")
     with pytest.raises(InputError, match=r"huge\.png: has more pixels than OpenCV decodes; set OPENCV_IO_MAX"):
         read_image(path)
+
+
+def test_opencv_is_silent_until_the_last_of_overlapping_blocks_ends() -> None:
+    level = cv2.utils.logging.getLogLevel()
+    first, second = silent_opencv(), silent_opencv()  # as two threads enter and leave them
+    for entered in (first, second):
+        entered.__enter__()
+    for left, expected in ((first, cv2.utils.logging.LOG_LEVEL_SILENT), (second, level)):
+        left.__exit__(None, None, None)
+        assert cv2.utils.logging.getLogLevel() == expected
