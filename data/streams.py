@@ -89,23 +89,30 @@ class _Reader:
         self._dropped = 0  # frames since the last that was taken
 
     def run(self) -> None:
-        """Read until stopped, or until the stream is lost for good."""
-        lost = 0  # times in a row
-        while not self._desk.stopped.is_set():
-            lost = 1 if self._read(back=lost > 0) else lost + 1
-            if lost > self.settings.reconnect:
-                self.given_up = True
-                break
-            self._reconnect(lost)
-        with self._desk.changed:
-            self.ended = True
-            self._desk.changed.notify_all()
+        """Read until stopped, or until the stream is lost for good; an error of ours loses it, and is printed."""
+        self.given_up = True
+        try:
+            self.given_up = self._is_lost_for_good()
+        finally:
+            with self._desk.changed:
+                self.ended = True
+                self._desk.changed.notify_all()
 
     def take(self) -> Frame:
         """Remove the frame that has waited longest."""
         self._dropped = 0
         self._desk.changed.notify_all()
         return self.waiting.popleft()
+
+    def _is_lost_for_good(self) -> bool:
+        """Read until stopped (False), or until it has failed too often in a row."""
+        lost = 0  # times in a row
+        while not self._desk.stopped.is_set():
+            lost = 1 if self._read(back=lost > 0) else lost + 1
+            if lost > self.settings.reconnect:
+                return True
+            self._reconnect(lost)
+        return False
 
     def _reconnect(self, lost: int) -> None:
         seconds = min(PAUSE * 2 ** (lost - 1), LONGEST_PAUSE)
@@ -119,19 +126,27 @@ class _Reader:
         if self.capture is None:
             return False
         first = self._index
-        fps = rate(self.capture) / self.settings.stride
-        while not self._desk.stopped.is_set() and self.capture.grab():
-            if back and self._index == first:
+        try:
+            self._read_frames(self.capture, back=back)
+        except cv2.error as error:
+            LOGGER.warning("%s: OpenCV failed: %s", shown(self.address), " ".join(str(error.err).split()))
+        finally:
+            self.capture.release()
+            self.capture = None
+        return self._index > first
+
+    def _read_frames(self, capture: cv2.VideoCapture, *, back: bool) -> None:
+        fps = rate(capture) / self.settings.stride
+        while not self._desk.stopped.is_set() and capture.grab():
+            if back:
                 LOGGER.warning("%s: is back", shown(self.address))
+                back = False
             if self._index % self.settings.stride == 0:
-                decoded, image = self.capture.retrieve()
+                decoded, image = capture.retrieve()
                 if not decoded:
                     break
                 self._leave(image, fps)  # type: ignore[arg-type]
             self._index += 1
-        self.capture.release()
-        self.capture = None
-        return self._index > first
 
     def _leave(self, image: npt.NDArray[np.uint8], fps: float) -> None:
         """Let a frame wait, behind those that do, or in place of the one that does."""
