@@ -34,7 +34,12 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 def is_image(name: str) -> bool:
     """Whether a file name has an image's suffix."""
-    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
+    return has_suffix(name, SUFFIXES)
+
+
+def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file name ends in one of these; macOS's `._` files, which go with others, are left out."""
+    return name[name.rfind(".") :].lower() in suffixes and not name.startswith("._")
 
 
 @dataclass

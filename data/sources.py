@@ -12,11 +12,11 @@ from urllib.parse import quote, urlsplit
 from data.config import Archive
 from data.fetch import fetch
 from data.frames import Frame, Source, in_groups
-from data.images import SUFFIXES, read_image
+from data.images import SUFFIXES, is_image, read_image
 from data.screen import Screen
 from data.streams import Streams, StreamSettings, is_stream, shown
 from data.video import SUFFIXES as VIDEO_SUFFIXES
-from data.video import read_video
+from data.video import is_video, read_video
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Files(Source):
     def _frames(self) -> Iterator[Frame]:
         for path in self.files:
             try:
-                if _is_video(path):
+                if is_video(path.name):
                     yield from read_video(path, stride=self.vid_stride, notes=self.notes)
                 else:
                     yield Frame(path, read_image(path))
@@ -103,12 +103,8 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
     return Files(files, vid_stride=vid_stride)
 
 
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
 def _is_known(path: Path) -> bool:
-    return _is_video(path) or path.suffix.lower() in SUFFIXES
+    return is_image(path.name) or is_video(path.name)
 
 
 def _listing(suffixes: frozenset[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import Frame
-from data.images import silent_opencv
+from data.images import has_suffix, silent_opencv
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
@@ -25,6 +25,11 @@ TIME_BASE = 65535  # MPEG-4's most: the rate and it are a fraction of two whole 
 SHORTFALL = 0.02  # share of a video's frames that may be missing: some files only estimate their number
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own words; OpenCV looks at it once, at the first video
+
+
+def is_video(name: str) -> bool:
+    """Whether a file name has a video's suffix."""
+    return has_suffix(name, SUFFIXES)
 
 
 def rate(capture: cv2.VideoCapture) -> float:

@@ -33,6 +33,8 @@ def folder(tmp_path: Path) -> Path:
         write_image(tmp_path / "in" / name, 50 * number)
     (tmp_path / "in" / "notes.md").write_text("no image")
     (tmp_path / "in" / "folder.png").mkdir()
+    for name in ("._a.PNG", "._v.mp4"):  # macOS's notes on other files
+        (tmp_path / "in" / name).write_bytes(b"no image and no video")
     return tmp_path / "in"
 
 
