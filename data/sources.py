@@ -95,8 +95,7 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
     if text.lower().endswith(".streams"):
         return Streams(_read_addresses(Path(text).expanduser()), settings)
     if is_stream(text):
-        is_file = not text.isdecimal() and _is_known(Path(urlsplit(text).path))
-        return RemoteFile(text, vid_stride=vid_stride) if is_file else Streams([text], settings)
+        return RemoteFile(text, vid_stride=vid_stride) if _is_remote_file(text) else Streams([text], settings)
     files = _find(text)
     if not files:
         raise InputError(f"{text}: no image ({_listing(SUFFIXES)}) and no video ({_listing(VIDEO_SUFFIXES)}) in it")
@@ -105,6 +104,12 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
 
 def _is_known(path: Path) -> bool:
     return is_image(path.name) or is_video(path.name)
+
+
+def _is_remote_file(address: str) -> bool:
+    """Whether it is the address of an image or a video; those of the streaming protocols may look like it."""
+    parts = urlsplit(address)
+    return parts.scheme.lower() in ("http", "https") and _is_known(Path(parts.path))
 
 
 def _listing(suffixes: frozenset[str]) -> str:

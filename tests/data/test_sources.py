@@ -131,6 +131,12 @@ def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatc
                 open_source(url)
 
 
+@pytest.mark.parametrize("text", ["rtsp://127.0.0.1:9/vod/mp4:bunny.mp4", "RTMP://127.0.0.1:9/live/x.mp4"])
+def test_a_stream_whose_address_ends_like_a_file_s_is_a_stream(text: str):
+    with pytest.raises(InputError, match="cannot be opened as a camera or a stream"):
+        open_source(text)
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("", "no stream in it"), ("# 0\nfilm.mp4\n", "'film.mp4' is neither a camera's number nor")]
 )
