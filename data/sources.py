@@ -91,7 +91,7 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
         raise InputError(f"--vid-stride {vid_stride}: expected 1 or more")
     settings = replace(streams or StreamSettings(), stride=vid_stride)
     if text.split()[:1] == ["screen"]:
-        return Screen(text)
+        return Screen(text, stride=vid_stride)
     if text.lower().endswith(".streams"):
         return Streams(_read_addresses(Path(text).expanduser()), settings)
     if is_stream(text):
