@@ -96,7 +96,7 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
         return Streams(_read_addresses(Path(text).expanduser()), settings)
     if is_stream(text):
         return RemoteFile(text, vid_stride=vid_stride) if _is_remote_file(text) else Streams([text], settings)
-    files = _find(text)
+    files = list(dict.fromkeys(_find(text)))  # a second look would only write the same results again
     if not files:
         raise InputError(f"{text}: no image ({_listing(SUFFIXES)}) and no video ({_listing(VIDEO_SUFFIXES)}) in it")
     return Files(files, vid_stride=vid_stride)

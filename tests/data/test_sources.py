@@ -58,9 +58,12 @@ def test_an_image_a_folder_and_a_pattern(folder: Path, text: str, names: list[st
 
 def test_a_list_is_read_in_its_order_from_its_folder_or_here(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder.parent)
-    (folder / "list.txt").write_text(f"\ufeffin/below/d.png\n\n  ./b.png  \n{folder / 'a.PNG'}\ngone.png\n", "utf-8")
+    (folder / "list.txt").write_text(
+        f"\ufeffin/below/d.png\n\n  ./b.png  \n{folder / 'a.PNG'}\ngone.png\nb.png\n", "utf-8"
+    )
     source = open_source("in/list.txt")
     assert [frame.path.name for frame in source] == ["d.png", "b.png", "a.PNG"]
+    assert len(source.files) == 4, "a file that is named twice is looked at once"
     assert len(source.failures) == 1
     assert "gone.png" in source.failures[0]
 
