@@ -31,6 +31,7 @@ from urllib.request import (
     UnknownHandler,
 )
 
+from data.addresses import shown
 from data.config import Archive
 from utils.options import InputError
 from utils.upstream import byte_progress
@@ -53,7 +54,7 @@ class _HttpsRedirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> Request | None:
         if urlsplit(newurl).scheme != "https":
-            raise InputError(f"{req.full_url}: redirected to {newurl}, which is not https: refused")
+            raise InputError(f"{shown(req.full_url)}: redirected to {shown(newurl)}, which is not https: refused")
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
@@ -123,12 +124,12 @@ def check(archive: Archive, file: Path) -> None:
             digest.update(block)
             bar.update(len(block))
     if digest.hexdigest() != archive.sha256.lower():
-        raise InputError(f"{archive.url}: expected sha256 {archive.sha256.lower()}, found {digest.hexdigest()}")
+        raise InputError(f"{shown(archive.url)}: expected sha256 {archive.sha256.lower()}, found {digest.hexdigest()}")
 
 
 def _check_size(archive: Archive, size: int | None) -> None:
     if archive.size is not None and size is not None and size != archive.size:
-        raise InputError(f"{archive.url}: expected {archive.size:,} bytes, found {size:,}")
+        raise InputError(f"{shown(archive.url)}: expected {archive.size:,} bytes, found {size:,}")
 
 
 def _download(archive: Archive, part: _Part) -> None:
@@ -142,8 +143,8 @@ def _download(archive: Archive, part: _Part) -> None:
             failures = 1 if part.size - before >= BLOCK else failures + 1
             if failures == ATTEMPTS:
                 kept = f"; {part.size:,} bytes are kept, the same command goes on from there" if part.size else ""
-                raise InputError(f"{archive.url}: {error}, {ATTEMPTS} times{kept}") from error
-            LOGGER.warning("%s: %s; tried again", archive.url, error)
+                raise InputError(f"{shown(archive.url)}: {error}, {ATTEMPTS} times{kept}") from error
+            LOGGER.warning("%s: %s; tried again", shown(archive.url), error)
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
@@ -181,11 +182,11 @@ def _explained(archive: Archive, part: _Part) -> Iterator[None]:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.discard()
         elif error.code not in _PASSING:
-            raise InputError(f"{archive.url}: {answer}") from error
+            raise InputError(f"{shown(archive.url)}: {answer}") from error
         raise _CutOffError(answer) from error
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise InputError(f"{archive.url}: no valid certificate: {error.reason.verify_message}") from error
+            raise InputError(f"{shown(archive.url)}: no valid certificate: {error.reason.verify_message}") from error
         raise _CutOffError(f"no connection ({error.reason})") from error
     except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         raise _CutOffError(f"the connection was lost ({error})") from error
@@ -211,14 +212,15 @@ def _validator(response: http.client.HTTPResponse) -> str:
 
 def _check_largest(archive: Archive, part: _Part, size: int) -> None:
     if part.largest is not None and size > part.largest:
-        raise InputError(f"{archive.url}: has more than the {part.largest:,} bytes that are allowed")
+        raise InputError(f"{shown(archive.url)}: has more than the {part.largest:,} bytes that are allowed")
 
 
 def _check_room(archive: Archive, folder: Path, have: int, total: int | None) -> None:
     free, needed = shutil.disk_usage(folder).free, 2 * (total or 0) - have
     if needed > free:
         raise InputError(
-            f"{archive.url}: needs {needed:,} bytes in {folder} for itself and what is in it, but {free:,} are free"
+            f"{shown(archive.url)}: needs {needed:,} bytes in {folder} for itself and what is in it,"
+            f" but {free:,} are free"
         )
 
 

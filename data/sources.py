@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from data.addresses import requestable, shown
 from data.config import Archive
 from data.fetch import fetch
 from data.frames import Frame, Source, in_groups
 from data.images import SUFFIXES, is_image, read_image
 from data.screen import Screen
-from data.streams import Streams, StreamSettings, is_stream, shown
+from data.streams import Streams, StreamSettings, is_stream
 from data.video import SUFFIXES as VIDEO_SUFFIXES
 from data.video import is_video, read_video
 from utils.options import InputError
@@ -60,7 +61,7 @@ class RemoteFile(Files):
         self._folder = tempfile.TemporaryDirectory(prefix="yolov5-spd-")
         self._address = shown(url)
         file = Path(self._folder.name, Path(urlsplit(url).path).name)
-        fetch(Archive(quote(url, safe="!#$%&'()*+,/:;=?@[]~")), file, largest=LARGEST)
+        fetch(Archive(requestable(url)), file, largest=LARGEST)
         super().__init__([file], vid_stride=vid_stride)
 
     def _frames(self) -> Iterator[Frame]:

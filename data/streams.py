@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data.addresses import shown
 from data.frames import Frame, Source, in_groups
 from data.images import silent_opencv
 from data.video import rate
@@ -43,14 +44,6 @@ class StreamSettings:
 def is_stream(text: str) -> bool:
     """Whether a text is a camera's number, or a URL such as streams have."""
     return text.isdecimal() or ("://" in text and urlsplit(text).scheme.lower() in SCHEMES)
-
-
-def shown(address: str) -> str:
-    """What may be told of an address: without the user's name and password, and what follows the path."""
-    if address.isdecimal():
-        return f"camera {address}"
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _stem(address: str) -> str:

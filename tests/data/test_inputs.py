@@ -189,10 +189,12 @@ def test_a_server_that_fails(server: str, name: str, text: str, monkeypatch: pyt
         monkeypatch.setattr(inputs, "MAX_BYTES", 100)
     with pytest.raises(InputError) as error:
         read_url(f"{server}/{name}")
-    assert str(error.value).startswith(f"{server}/{name}: ")
+    assert str(error.value).startswith(f"{server}/{name.partition('?')[0]}: ")
     assert text in str(error.value)
 
 
 def test_no_server():
     with pytest.raises(InputError, match=r"^http://127\.0\.0\.1:9/a\.png: cannot be fetched: .*refused$"):
-        read_url("http://127.0.0.1:9/a.png")
+        read_url("http://127.0.0.1:9/a.png?token=abc")
+    with pytest.raises(InputError, match=r"^http://127\.0\.0\.1:9/a\.png: files are fetched without a name"):
+        read_url("http://me:secret@127.0.0.1:9/a.png")

@@ -134,6 +134,24 @@ def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatc
                 open_source(url)
 
 
+def test_what_goes_wrong_with_a_file_on_the_network_tells_no_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("data.fetch.PAUSE", 0.0)
+    for user, told in (("", "no connection"), ("me:secret@", "without a name and password")):
+        with pytest.raises(InputError) as error:
+            open_source(f"https://{user}127.0.0.1:9/a.jpg?token=abc")
+        assert str(error.value).startswith("https://127.0.0.1:9/a.jpg: ")
+        assert told in str(error.value)
+    with serve(monkeypatch) as site:
+        url, _ = site.put("/a.jpg?token=abc", location="ftp://me:secret@host/a.jpg?token=abc")
+        with pytest.raises(InputError, match=r"redirected to ftp://host/a\.jpg, which"):
+            open_source(url)
+    assert "tried again" in caplog.text
+    assert "secret" not in caplog.text
+    assert "token" not in caplog.text
+
+
 @pytest.mark.parametrize("text", ["rtsp://127.0.0.1:9/vod/mp4:bunny.mp4", "RTMP://127.0.0.1:9/live/x.mp4"])
 def test_a_stream_whose_address_ends_like_a_file_s_is_a_stream(text: str):
     with pytest.raises(InputError, match="cannot be opened as a camera or a stream"):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data import streams as module
+from data.addresses import shown
 from data.frames import Frame
-from data.streams import Streams, StreamSettings, is_stream, shown
+from data.streams import Streams, StreamSettings, is_stream
 from tests.data.camera_site import Cameras, serve
 from utils.options import InputError
 
