@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
-from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.addresses import requestable, shown
-from data.fetch import bare_opener
+from data.addresses import requestable, shown, web_opener
 from data.images import decode_image, orientation, read_image, swap_red_and_blue
 from utils.options import InputError
 
@@ -68,7 +66,7 @@ def read_url(url: str) -> bytes:
     Raises:
         InputError: the server cannot be reached, refuses, falls silent, or sends too much or too little.
     """
-    opener = bare_opener(HTTPHandler(), HTTPSHandler(), HTTPRedirectHandler())
+    opener = web_opener(http=True)
     opener.addheaders = [("User-Agent", "yolov5-spd")]
     end = time.monotonic() + PATIENCE
     content = bytearray()

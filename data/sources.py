@@ -54,14 +54,12 @@ class RemoteFile(Files):
         """Fetch it.
 
         Raises:
-            InputError: the address is not https, or the file cannot be had.
+            InputError: the file cannot be had.
         """
-        if urlsplit(url).scheme.lower() != "https":
-            raise InputError(f"{shown(url)}: files are fetched over https alone; put a stream into a .streams list")
         self._folder = tempfile.TemporaryDirectory(prefix="yolov5-spd-")
         self._address = shown(url)
         file = Path(self._folder.name, Path(urlsplit(url).path).name)
-        fetch(Archive(requestable(url)), file, largest=LARGEST)
+        fetch(Archive(requestable(url)), file, largest=LARGEST, http=True)
         super().__init__([file], vid_stride=vid_stride)
 
     def _frames(self) -> Iterator[Frame]:
@@ -80,8 +78,8 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
     Args:
         text: an image, a video, a folder (its own files, sorted), a pattern (`images/*.jpg`, `**` for folders below),
             a .txt list with a path a line, relative to the list's folder or to the current one, a camera's number, the
-            URL of a stream, a .streams list with a camera or URL a line, the https address of an image or video, or
-            `screen [monitor] [left top width height]`.
+            URL of a stream, a .streams list with a camera or URL a line, the http(s) address of an image or video (a
+            stream whose address looks like that goes into a list), or `screen [monitor] [left top width height]`.
         vid_stride: every how many frames of a video or stream one is given.
         streams: how streams are read otherwise.
 

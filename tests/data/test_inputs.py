@@ -173,7 +173,7 @@ def test_an_image_from_the_network(server: str, name: str):
     [
         ("none", "cannot be fetched: HTTP Error 404"),
         ("cut.png", "of "),
-        ("redirect?ftp://127.0.0.1/a.png", "cannot be fetched: unknown url type: ftp"),
+        ("redirect?ftp://127.0.0.1/a.png", "redirected to ftp://127.0.0.1/a.png, which is not http or https: refused"),
         ("redirect?file:///etc/hostname", "cannot be fetched"),
         ("redirect?/redirect?/redirect", "cannot be fetched"),
         ("large.png", "more than 0 MB"),

@@ -114,9 +114,10 @@ def test_large_frames_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest
     assert [len(group) for group in groups] == [5, 5, 2]
 
 
-def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str):
     video = write_video(tmp_path / "v.mp4")
-    with serve(monkeypatch) as site:
+    with serve(monkeypatch, scheme=scheme) as site:
         url, _ = site.put("/clips/v.mp4?key=1", video.read_bytes())
         with open_source(url) as source:
             seen = list(source)
