@@ -1,6 +1,7 @@
 """Cameras and network streams, each read in a thread of its own, so that none waits for another or for the model.
 
-A stream that stalls or ends is connected to again, after pauses that grow, until it has failed too often in a row.
+A stream that stalls or ends is connected to again, after pauses that grow, until it has failed too often in a row. A
+recording, which tells how many frames it has, is read once.
 """
 
 import logging
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from data.addresses import shown
 from data.frames import Frame, Source, in_groups
 from data.images import silent_opencv
-from data.video import rate
+from data.video import SHORTFALL, rate
 from utils.options import InputError
 from utils.report import unique_stems
 
@@ -78,6 +79,7 @@ class _Reader:
         self.ended = self.given_up = False
         self.capture = _connect(address)
         self._desk = desk
+        self._finished = False  # a recording has been read to its end
         self._index = 0  # of the frame to come
         self._dropped = 0  # frames since the last that was taken
 
@@ -98,10 +100,12 @@ class _Reader:
         return self.waiting.popleft()
 
     def _is_lost_for_good(self) -> bool:
-        """Read until stopped (False), or until it has failed too often in a row."""
+        """Read until stopped or to a recording's end (False), or until it has failed too often in a row (True)."""
         lost = 0  # times in a row
         while not self._desk.stopped.is_set():
             lost = 1 if self._read(back=lost > 0) else lost + 1
+            if self._finished:
+                break
             if lost > self.settings.reconnect:
                 return True
             self._reconnect(lost)
@@ -129,7 +133,7 @@ class _Reader:
         return self._index > first
 
     def _read_frames(self, capture: cv2.VideoCapture, *, back: bool) -> None:
-        fps = rate(capture) / self.settings.stride
+        fps, first = rate(capture) / self.settings.stride, self._index
         while not self._desk.stopped.is_set() and capture.grab():
             if back:
                 LOGGER.warning("%s: is back", shown(self.address))
@@ -140,6 +144,8 @@ class _Reader:
                     break
                 self._leave(image, fps)  # type: ignore[arg-type]
             self._index += 1
+        claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # not positive if there is no telling
+        self._finished = claimed > 0 and self._index - first >= claimed * (1 - SHORTFALL)
 
     def _leave(self, image: npt.NDArray[np.uint8], fps: float) -> None:
         """Let a frame wait, behind those that do, or in place of the one that does."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.sources import open_source
+from data.streams import StreamSettings
 from data.video import VideoWriter
 from tests.data.https_site import serve
 from utils.options import InputError
@@ -151,6 +152,17 @@ def test_what_goes_wrong_with_a_file_on_the_network_tells_no_secret(
     assert "tried again" in caplog.text
     assert "secret" not in caplog.text
     assert "token" not in caplog.text
+
+
+def test_a_recording_in_a_list_of_streams_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    video, listed = write_video(tmp_path / "v.mp4"), tmp_path / "one.streams"
+    with serve(monkeypatch, scheme="http") as site:
+        url, _ = site.put("/v.mp4", video.read_bytes())
+        listed.write_text(url)
+        with open_source(str(listed), streams=StreamSettings(keep_all=True)) as source:
+            indices = [frame.index for frame, _ in zip(source, range(13), strict=False)]
+    assert indices == list(range(12))
+    assert source.failures == source.notes == []
 
 
 @pytest.mark.parametrize("text", ["rtsp://127.0.0.1:9/vod/mp4:bunny.mp4", "RTMP://127.0.0.1:9/live/x.mp4"])
