@@ -1,4 +1,4 @@
-"""One file fetched over https: resumed where it was cut off, and kept only if it is what was announced.
+"""One file fetched from the network: resumed where it was cut off, and kept only if it is what was announced.
 
 Until it is whole and checked a file is called NAME.part. Beside it NAME.part.validator keeps the server's word for this
 version of it (ETag or date), so that the rest of another version is never appended.
@@ -14,23 +14,12 @@ import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
-from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import (
-    BaseHandler,
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
+from urllib.request import OpenerDirector, Request
 
+from data.addresses import shown, web_opener
 from data.config import Archive
 from utils.options import InputError
 from utils.upstream import byte_progress
@@ -46,15 +35,6 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that anoth
 
 class _CutOffError(Exception):
     """The download failed in a way that another attempt may not meet."""
-
-
-class _HttpsRedirects(HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> Request | None:
-        if urlsplit(newurl).scheme != "https":
-            raise InputError(f"{req.full_url}: redirected to {newurl}, which is not https: refused")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -90,8 +70,8 @@ class _Part:
         self._validator_file.unlink(missing_ok=True)
 
 
-def fetch(archive: Archive, file: Path, *, largest: int | None = None) -> None:
-    """Download `archive.url` to `file`, which appears when it is whole and checked.
+def fetch(archive: Archive, file: Path, *, largest: int | None = None, http: bool = False) -> None:
+    """Download `archive.url` to `file`, which appears when it is whole and checked; over https alone unless `http`.
 
     Raises:
         InputError: the server does not give it, it is not what the data YAML says, it has more than `largest` bytes,
@@ -99,7 +79,7 @@ def fetch(archive: Archive, file: Path, *, largest: int | None = None) -> None:
     """
     part = _Part(file.with_name(file.name + ".part"), largest)
     if part.size != archive.size:  # else only the check and the renaming are missing
-        _download(archive, part)
+        _download(archive, part, web_opener(http=http))
     try:
         check(archive, part.path)
     except InputError:
@@ -123,36 +103,36 @@ def check(archive: Archive, file: Path) -> None:
             digest.update(block)
             bar.update(len(block))
     if digest.hexdigest() != archive.sha256.lower():
-        raise InputError(f"{archive.url}: expected sha256 {archive.sha256.lower()}, found {digest.hexdigest()}")
+        raise InputError(f"{shown(archive.url)}: expected sha256 {archive.sha256.lower()}, found {digest.hexdigest()}")
 
 
 def _check_size(archive: Archive, size: int | None) -> None:
     if archive.size is not None and size is not None and size != archive.size:
-        raise InputError(f"{archive.url}: expected {archive.size:,} bytes, found {size:,}")
+        raise InputError(f"{shown(archive.url)}: expected {archive.size:,} bytes, found {size:,}")
 
 
-def _download(archive: Archive, part: _Part) -> None:
+def _download(archive: Archive, part: _Part, opener: OpenerDirector) -> None:
     """Go on until everything is there or nothing more comes."""
     failures = 0
     while True:
         before = part.size
         try:
-            return _attempt(archive, part)
+            return _attempt(archive, part, opener)
         except _CutOffError as error:
             failures = 1 if part.size - before >= BLOCK else failures + 1
             if failures == ATTEMPTS:
                 kept = f"; {part.size:,} bytes are kept, the same command goes on from there" if part.size else ""
-                raise InputError(f"{archive.url}: {error}, {ATTEMPTS} times{kept}") from error
-            LOGGER.warning("%s: %s; tried again", archive.url, error)
+                raise InputError(f"{shown(archive.url)}: {error}, {ATTEMPTS} times{kept}") from error
+            LOGGER.warning("%s: %s; tried again", shown(archive.url), error)
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _attempt(archive: Archive, part: _Part) -> None:
+def _attempt(archive: Archive, part: _Part, opener: OpenerDirector) -> None:
     have, validator = (part.size, part.validator) if part.validator else (0, "")
     headers = {"User-Agent": "yolov5-spd", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-    opener, request = bare_opener(HTTPSHandler(), _HttpsRedirects()), Request(archive.url, headers=headers)  # noqa: S310
+    request = Request(archive.url, headers=headers)  # noqa: S310 (the opener has no other schemes)
     with _explained(archive, part), opener.open(request, timeout=TIMEOUT) as response:
         start, total = _place(response, part)
         _check_size(archive, total)
@@ -161,14 +141,6 @@ def _attempt(archive: Archive, part: _Part) -> None:
         if start == 0:  # the server has another version than the part, or gives no ranges
             part.start(_validator(response))
         _copy(archive, response, part, start, total)
-
-
-def bare_opener(*handlers: BaseHandler) -> OpenerDirector:
-    """An opener for the schemes of these handlers: no other has one, whatever an address or a redirect says."""
-    opener = OpenerDirector()
-    for handler in (ProxyHandler(), UnknownHandler(), HTTPDefaultErrorHandler(), HTTPErrorProcessor(), *handlers):
-        opener.add_handler(handler)
-    return opener
 
 
 @contextlib.contextmanager
@@ -181,11 +153,11 @@ def _explained(archive: Archive, part: _Part) -> Iterator[None]:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.discard()
         elif error.code not in _PASSING:
-            raise InputError(f"{archive.url}: {answer}") from error
+            raise InputError(f"{shown(archive.url)}: {answer}") from error
         raise _CutOffError(answer) from error
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise InputError(f"{archive.url}: no valid certificate: {error.reason.verify_message}") from error
+            raise InputError(f"{shown(archive.url)}: no valid certificate: {error.reason.verify_message}") from error
         raise _CutOffError(f"no connection ({error.reason})") from error
     except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         raise _CutOffError(f"the connection was lost ({error})") from error
@@ -211,14 +183,15 @@ def _validator(response: http.client.HTTPResponse) -> str:
 
 def _check_largest(archive: Archive, part: _Part, size: int) -> None:
     if part.largest is not None and size > part.largest:
-        raise InputError(f"{archive.url}: has more than the {part.largest:,} bytes that are allowed")
+        raise InputError(f"{shown(archive.url)}: has more than the {part.largest:,} bytes that are allowed")
 
 
 def _check_room(archive: Archive, folder: Path, have: int, total: int | None) -> None:
     free, needed = shutil.disk_usage(folder).free, 2 * (total or 0) - have
     if needed > free:
         raise InputError(
-            f"{archive.url}: needs {needed:,} bytes in {folder} for itself and what is in it, but {free:,} are free"
+            f"{shown(archive.url)}: needs {needed:,} bytes in {folder} for itself and what is in it,"
+            f" but {free:,} are free"
         )
 
 

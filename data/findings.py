@@ -19,7 +19,7 @@ import numpy as np
 from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
 from data.files import Progress, find_images, label_path, map_chunks, unreadable, walk
-from data.images import is_image, quiet_decoder, read_image
+from data.images import is_image, read_image, silent_opencv
 from data.path_list import PathList
 from data.problems import KINDS, Problem
 from utils.options import InputError
@@ -50,7 +50,7 @@ def examine(config: DataConfig, *, decode: bool, bars: Bars) -> Examination:
     images, tables, problems = _read_splits(config, bars)
     keys, damaged = _content_keys({path for table in tables.values() for path in table.paths}, bars)
     if decode:
-        with bars("decoding") as show, quiet_decoder():
+        with bars("decoding") as show, silent_opencv():
             damaged += _undecodable(tables, show)
     repetitions = list(_repetitions(config, tables, keys))
     problems += [

@@ -2,8 +2,10 @@
 
 import contextlib
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,18 +34,41 @@ _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 def is_image(name: str) -> bool:
     """Whether a file name has an image's suffix."""
-    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith("._")
+    return has_suffix(name, SUFFIXES)
+
+
+def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file name ends in one of these; macOS's `._` files, which go with others, are left out."""
+    return name[name.rfind(".") :].lower() in suffixes and not name.startswith("._")
+
+
+@dataclass
+class _Silence:
+    """How many blocks of all threads want OpenCV silent now, and the level of its log before the first of them."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    wanted: int = 0
+    before: int = 0
+
+
+_SILENCE = _Silence()
 
 
 @contextlib.contextmanager
-def quiet_decoder() -> Iterator[None]:
-    """Keep OpenCV from printing, without a file's name, what `read_image` raises."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+def silent_opencv() -> Iterator[None]:
+    """Keep OpenCV from printing, without a file's name, what is told in a line of ours; blocks may overlap."""
+    logs = cv2.utils.logging
+    with _SILENCE.lock:
+        if _SILENCE.wanted == 0:
+            _SILENCE.before = logs.setLogLevel(logs.LOG_LEVEL_SILENT)
+        _SILENCE.wanted += 1
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        with _SILENCE.lock:
+            _SILENCE.wanted -= 1
+            if _SILENCE.wanted == 0:
+                logs.setLogLevel(_SILENCE.before)
 
 
 def read_image(path: Path, reduce: int = 1) -> npt.NDArray[np.uint8]:

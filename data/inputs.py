@@ -5,15 +5,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import quote, urlsplit
-from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.fetch import bare_opener
+from data.addresses import requestable, shown, web_opener
 from data.images import decode_image, orientation, read_image, swap_red_and_blue
 from utils.options import InputError
 
@@ -45,7 +44,7 @@ def read_picture(given: ImageInput) -> Picture:
     """
     if isinstance(given, str) and given.lower().startswith(("http://", "https://")):
         encoded = np.frombuffer(read_url(given), np.uint8)
-        return Picture(swap_red_and_blue(decode_image(encoded, given)), Path(urlsplit(given).path).name)
+        return Picture(swap_red_and_blue(decode_image(encoded, shown(given))), Path(urlsplit(given).path).name)
     if isinstance(given, str | Path):
         return Picture(swap_red_and_blue(read_image(Path(given).expanduser())), Path(given).name)
     if isinstance(given, Image.Image):
@@ -67,24 +66,24 @@ def read_url(url: str) -> bytes:
     Raises:
         InputError: the server cannot be reached, refuses, falls silent, or sends too much or too little.
     """
-    opener = bare_opener(HTTPHandler(), HTTPSHandler(), HTTPRedirectHandler())
+    opener = web_opener(http=True)
     opener.addheaders = [("User-Agent", "yolov5-spd")]
     end = time.monotonic() + PATIENCE
     content = bytearray()
     try:
-        with opener.open(quote(url, safe="!#$%&'()*+,/:;=?@[]~"), timeout=SILENCE) as response:
+        with opener.open(requestable(url), timeout=SILENCE) as response:
             expected = response.length  # None if the server does not say
             while chunk := response.read1(1 << 16):
                 content += chunk
                 if len(content) > MAX_BYTES:
-                    raise InputError(f"{url}: more than {MAX_BYTES // 1_000_000} MB, too much for an image")
+                    raise InputError(f"{shown(url)}: more than {MAX_BYTES // 1_000_000} MB, too much for an image")
                 if time.monotonic() > end:
-                    raise InputError(f"{url}: not here after {PATIENCE:g} seconds")
+                    raise InputError(f"{shown(url)}: not here after {PATIENCE:g} seconds")
     except (OSError, http.client.HTTPException) as error:
         reason = str(error).strip("<>").removeprefix("urlopen error ")
-        raise InputError(f"{url}: cannot be fetched: {' '.join(reason.split())}") from error
+        raise InputError(f"{shown(url)}: cannot be fetched: {' '.join(reason.split())}") from error
     if expected is not None and len(content) != expected:
-        raise InputError(f"{url}: ended after {len(content)} of {expected} bytes")
+        raise InputError(f"{shown(url)}: ended after {len(content)} of {expected} bytes")
     return bytes(content)
 
 

@@ -20,8 +20,12 @@ class Screen(Source):
 
     live = True
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, stride: int = 1) -> None:
         """Read `screen [n] [left top width height]`; the pixels count from the monitor's corner.
+
+        Args:
+            text: as above.
+            stride: every how many of FPS frames a second one is given.
 
         Raises:
             InputError: the text is not so, there is no such monitor, or the package mss is not installed.
@@ -33,6 +37,7 @@ class Screen(Source):
         values = [int(number) for number in numbers]
         self._monitor = values.pop(0) if len(values) in (1, 5) else 0
         self._part = values
+        self._stride = stride
         self._stopped = Event()
         self._mss = _import_mss()
         with self._open() as grabber:
@@ -59,14 +64,16 @@ class Screen(Source):
 
     def groups(self, most: int) -> Iterator[list[Frame]]:  # noqa: ARG002 (there is but one at a time)
         """Give the screen as it is now, until stopped."""
-        start, index = time.monotonic(), -1
+        fps = FPS / self._stride
+        start, number = time.monotonic(), -1  # of the frames given
         with self._open() as grabber:  # of this thread: some systems do not let another use it
-            while not self._stopped.wait(max(start + (index + 1) / FPS - time.monotonic(), 0)):
-                due = int((time.monotonic() - start) * FPS)  # the frame's number at FPS
+            while not self._stopped.wait(max(start + (number + 1) / fps - time.monotonic(), 0)):
+                due = int((time.monotonic() - start) * fps)
                 image = np.ascontiguousarray(np.asarray(grabber.grab(self._region))[..., :3])
-                dropped = max(due - index - 1, 0)
-                index = max(due, index + 1)
-                yield [Frame(self.files[0], image, index, True, FPS, None, True, dropped, "screen")]
+                dropped = max(due - number - 1, 0)
+                number = max(due, number + 1)
+                index = number * self._stride
+                yield [Frame(self.files[0], image, index, True, fps, None, True, dropped, "screen")]
 
     def stop(self) -> None:
         """End the iteration."""

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from data.addresses import requestable, shown
 from data.config import Archive
 from data.fetch import fetch
 from data.frames import Frame, Source, in_groups
-from data.images import SUFFIXES, read_image
+from data.images import SUFFIXES, is_image, read_image
 from data.screen import Screen
-from data.streams import Streams, StreamSettings, is_stream, shown
+from data.streams import Streams, StreamSettings, is_stream
 from data.video import SUFFIXES as VIDEO_SUFFIXES
-from data.video import read_video
+from data.video import is_video, read_video
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Files(Source):
     def _frames(self) -> Iterator[Frame]:
         for path in self.files:
             try:
-                if _is_video(path):
+                if is_video(path.name):
                     yield from read_video(path, stride=self.vid_stride, notes=self.notes)
                 else:
                     yield Frame(path, read_image(path))
@@ -53,14 +54,12 @@ class RemoteFile(Files):
         """Fetch it.
 
         Raises:
-            InputError: the address is not https, or the file cannot be had.
+            InputError: the file cannot be had.
         """
-        if urlsplit(url).scheme.lower() != "https":
-            raise InputError(f"{shown(url)}: files are fetched over https alone; put a stream into a .streams list")
         self._folder = tempfile.TemporaryDirectory(prefix="yolov5-spd-")
         self._address = shown(url)
         file = Path(self._folder.name, Path(urlsplit(url).path).name)
-        fetch(Archive(quote(url, safe="!#$%&'()*+,/:;=?@[]~")), file, largest=LARGEST)
+        fetch(Archive(requestable(url)), file, largest=LARGEST, http=True)
         super().__init__([file], vid_stride=vid_stride)
 
     def _frames(self) -> Iterator[Frame]:
@@ -79,8 +78,8 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
     Args:
         text: an image, a video, a folder (its own files, sorted), a pattern (`images/*.jpg`, `**` for folders below),
             a .txt list with a path a line, relative to the list's folder or to the current one, a camera's number, the
-            URL of a stream, a .streams list with a camera or URL a line, the https address of an image or video, or
-            `screen [monitor] [left top width height]`.
+            URL of a stream, a .streams list with a camera or URL a line, the http(s) address of an image or video (a
+            stream whose address looks like that goes into a list), or `screen [monitor] [left top width height]`.
         vid_stride: every how many frames of a video or stream one is given.
         streams: how streams are read otherwise.
 
@@ -91,24 +90,25 @@ def open_source(text: str, *, vid_stride: int = 1, streams: StreamSettings | Non
         raise InputError(f"--vid-stride {vid_stride}: expected 1 or more")
     settings = replace(streams or StreamSettings(), stride=vid_stride)
     if text.split()[:1] == ["screen"]:
-        return Screen(text)
+        return Screen(text, stride=vid_stride)
     if text.lower().endswith(".streams"):
         return Streams(_read_addresses(Path(text).expanduser()), settings)
     if is_stream(text):
-        is_file = not text.isdecimal() and _is_known(Path(urlsplit(text).path))
-        return RemoteFile(text, vid_stride=vid_stride) if is_file else Streams([text], settings)
-    files = _find(text)
+        return RemoteFile(text, vid_stride=vid_stride) if _is_remote_file(text) else Streams([text], settings)
+    files = list(dict.fromkeys(_find(text)))  # a second look would only write the same results again
     if not files:
         raise InputError(f"{text}: no image ({_listing(SUFFIXES)}) and no video ({_listing(VIDEO_SUFFIXES)}) in it")
     return Files(files, vid_stride=vid_stride)
 
 
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
 def _is_known(path: Path) -> bool:
-    return _is_video(path) or path.suffix.lower() in SUFFIXES
+    return is_image(path.name) or is_video(path.name)
+
+
+def _is_remote_file(address: str) -> bool:
+    """Whether it is the address of an image or a video; those of the streaming protocols may look like it."""
+    parts = urlsplit(address)
+    return parts.scheme.lower() in ("http", "https") and _is_known(Path(parts.path))
 
 
 def _listing(suffixes: frozenset[str]) -> str:

@@ -1,6 +1,7 @@
 """Cameras and network streams, each read in a thread of its own, so that none waits for another or for the model.
 
-A stream that stalls or ends is connected to again, after pauses that grow, until it has failed too often in a row.
+A stream that stalls or ends is connected to again, after pauses that grow, until it has failed too often in a row. A
+recording, which tells how many frames it has, is read once.
 """
 
 import logging
@@ -18,8 +19,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from data.addresses import shown
 from data.frames import Frame, Source, in_groups
-from data.video import rate, silent_opencv
+from data.images import silent_opencv
+from data.video import SHORTFALL, rate
 from utils.options import InputError
 from utils.report import unique_stems
 
@@ -42,14 +45,6 @@ class StreamSettings:
 def is_stream(text: str) -> bool:
     """Whether a text is a camera's number, or a URL such as streams have."""
     return text.isdecimal() or ("://" in text and urlsplit(text).scheme.lower() in SCHEMES)
-
-
-def shown(address: str) -> str:
-    """What may be told of an address: without the user's name and password, and what follows the path."""
-    if address.isdecimal():
-        return f"camera {address}"
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _stem(address: str) -> str:
@@ -84,27 +79,37 @@ class _Reader:
         self.ended = self.given_up = False
         self.capture = _connect(address)
         self._desk = desk
+        self._finished = False  # a recording has been read to its end
         self._index = 0  # of the frame to come
         self._dropped = 0  # frames since the last that was taken
 
     def run(self) -> None:
-        """Read until stopped, or until the stream is lost for good."""
-        lost = 0  # times in a row
-        while not self._desk.stopped.is_set():
-            lost = 1 if self._read(back=lost > 0) else lost + 1
-            if lost > self.settings.reconnect:
-                self.given_up = True
-                break
-            self._reconnect(lost)
-        with self._desk.changed:
-            self.ended = True
-            self._desk.changed.notify_all()
+        """Read until stopped, or until the stream is lost for good; an error of ours loses it, and is printed."""
+        self.given_up = True
+        try:
+            self.given_up = self._is_lost_for_good()
+        finally:
+            with self._desk.changed:
+                self.ended = True
+                self._desk.changed.notify_all()
 
     def take(self) -> Frame:
         """Remove the frame that has waited longest."""
         self._dropped = 0
         self._desk.changed.notify_all()
         return self.waiting.popleft()
+
+    def _is_lost_for_good(self) -> bool:
+        """Read until stopped or to a recording's end (False), or until it has failed too often in a row (True)."""
+        lost = 0  # times in a row
+        while not self._desk.stopped.is_set():
+            lost = 1 if self._read(back=lost > 0) else lost + 1
+            if self._finished:
+                break
+            if lost > self.settings.reconnect:
+                return True
+            self._reconnect(lost)
+        return False
 
     def _reconnect(self, lost: int) -> None:
         seconds = min(PAUSE * 2 ** (lost - 1), LONGEST_PAUSE)
@@ -118,19 +123,29 @@ class _Reader:
         if self.capture is None:
             return False
         first = self._index
-        fps = rate(self.capture) / self.settings.stride
-        while not self._desk.stopped.is_set() and self.capture.grab():
-            if back and self._index == first:
+        try:
+            self._read_frames(self.capture, back=back)
+        except cv2.error as error:
+            LOGGER.warning("%s: OpenCV failed: %s", shown(self.address), " ".join(str(error.err).split()))
+        finally:
+            self.capture.release()
+            self.capture = None
+        return self._index > first
+
+    def _read_frames(self, capture: cv2.VideoCapture, *, back: bool) -> None:
+        fps, first = rate(capture) / self.settings.stride, self._index
+        while not self._desk.stopped.is_set() and capture.grab():
+            if back:
                 LOGGER.warning("%s: is back", shown(self.address))
+                back = False
             if self._index % self.settings.stride == 0:
-                decoded, image = self.capture.retrieve()
+                decoded, image = capture.retrieve()
                 if not decoded:
                     break
                 self._leave(image, fps)  # type: ignore[arg-type]
             self._index += 1
-        self.capture.release()
-        self.capture = None
-        return self._index > first
+        claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # not positive if there is no telling
+        self._finished = claimed > 0 and self._index - first >= claimed * (1 - SHORTFALL)
 
     def _leave(self, image: npt.NDArray[np.uint8], fps: float) -> None:
         """Let a frame wait, behind those that do, or in place of the one that does."""

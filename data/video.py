@@ -1,6 +1,5 @@
 """Video files read and written with OpenCV."""
 
-import contextlib
 import functools
 import logging
 import math
@@ -14,26 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from data.frames import Frame
+from data.images import has_suffix, silent_opencv
 from utils.options import InputError
 
 LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset({".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 USUAL_FPS = 30.0  # for a video that does not say
 CODECS = ("avc1", "mp4v")  # H.264, which browsers play; MPEG-4 part 2, which every wheel of OpenCV can encode
+LOWEST_FPS, HIGHEST_FPS = 0.01, 1000.0  # of videos that are written; some files claim 90000
+TIME_BASE = 65535  # MPEG-4's most: the rate and it are a fraction of two whole numbers up to this
 SHORTFALL = 0.02  # share of a video's frames that may be missing: some files only estimate their number
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own words; OpenCV looks at it once, at the first video
 
 
-@contextlib.contextmanager
-def silent_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what goes wrong: it is told in a line of ours."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+def is_video(name: str) -> bool:
+    """Whether a file name has a video's suffix."""
+    return has_suffix(name, SUFFIXES)
 
 
 def rate(capture: cv2.VideoCapture) -> float:
@@ -75,6 +71,12 @@ def read_video(path: Path, *, stride: int, notes: list[str]) -> Iterator[Frame]:
         LOGGER.warning(notes[-1])
 
 
+def _encodable(fps: float) -> float:
+    """The nearest rate that an mp4 can have: of as many decimals, 3 at most, as its time base allows."""
+    fps = min(max(fps, LOWEST_FPS), HIGHEST_FPS)
+    return round(fps, min(int(math.log10(TIME_BASE / fps)), 3))
+
+
 @functools.cache
 def _tell_codec() -> None:
     """Say it once in a program."""
@@ -95,6 +97,7 @@ class VideoWriter:
         """
         assert path.suffix == ".mp4", "the container goes with the codec"
         self.path, self.size_wh = path, size_wh
+        fps = _encodable(fps)
         for codec in CODECS:
             with silent_opencv():
                 self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size_wh)

@@ -216,7 +216,6 @@ def test_an_error_while_writing_ends_all_in_one_line(
         (("--class-conf", "disc=1.5"), "expected NAME=CONFIDENCE"),
         (("--class-conf", "2=0.5"), "--class-conf 2: the model has classes 0 to 1"),
         (("--classes", "-1"), "--classes -1: the model has classes 0 to 1"),
-        (("--source", "http://127.0.0.1/clip.mp4"), "http://127.0.0.1/clip.mp4: files are fetched over https alone"),
         (("--source", "http://127.0.0.1:9/video"), "http://127.0.0.1:9/video: cannot be opened"),
         (("--source", "99"), "camera 99: cannot be opened"),
         (("--source", "none.streams"), "none.streams: no such file"),

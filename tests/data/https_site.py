@@ -1,4 +1,4 @@
-"""A web site on this machine over https, whose pages misbehave as they are told."""
+"""A web site on this machine over https or http, whose pages misbehave as they are told."""
 
 import contextlib
 import re
@@ -36,8 +36,8 @@ class Page:
 class Site:
     """Pages by their paths, served at `address`."""
 
-    def __init__(self, port: int) -> None:
-        self.address = f"https://127.0.0.1:{port}"
+    def __init__(self, address: str) -> None:
+        self.address = address
         self.pages: dict[str, Page] = {}
 
     def put(self, path: str, content: bytes = b"", **behaviour) -> tuple[str, Page]:
@@ -46,15 +46,16 @@ class Site:
 
 
 @contextlib.contextmanager
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def serve(monkeypatch: pytest.MonkeyPatch, *, scheme: str = "https") -> Iterator[Site]:
     """Run a site whose certificate this process trusts, as it would one that the system's administrator adds."""
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.site = Site(server.server_port)
+    if scheme == "https":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.site = Site(f"{scheme}://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -197,6 +197,16 @@ def test_redirects_that_are_refused(site, file, location, message):
     assert not list(file.parent.iterdir())
 
 
+def test_http_is_for_those_who_allow_it(file, monkeypatch):
+    with serve(monkeypatch, scheme="http") as plain:
+        url, page = plain.put("/a.zip", CONTENT)
+        assert "unknown url type: http" in refusal(Archive(url), file)
+        assert not page.seen
+        moved, _ = plain.put("/moved.zip", location="/a.zip")
+        fetch(Archive(moved), file, http=True)
+    assert file.read_bytes() == CONTENT
+
+
 def test_redirect_within_https_keeps_the_range(site, file):
     url, page = interrupt(site, file)
     page.location = "/b.zip"

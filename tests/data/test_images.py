@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import read_header, read_image
+from data.images import read_header, read_image, silent_opencv
 from utils.options import InputError
 
 
@@ -95,3 +95,13 @@ def test_a_tiff_with_a_mistyped_size_or_orientation_is_read_or_refused(tmp_path:
         assert read_header(path).width >= 0
     except InputError as error:
         assert str(error).startswith(f"{path}: ")  # noqa: PT017 - either is right
+
+
+def test_opencv_is_silent_until_the_last_of_overlapping_blocks_ends() -> None:
+    level = cv2.utils.logging.getLogLevel()
+    first, second = silent_opencv(), silent_opencv()  # as two threads enter and leave them
+    for entered in (first, second):
+        entered.__enter__()
+    for left, expected in ((first, cv2.utils.logging.LOG_LEVEL_SILENT), (second, level)):
+        left.__exit__(None, None, None)
+        assert cv2.utils.logging.getLogLevel() == expected

@@ -1,6 +1,8 @@
 """The screen as a source, with a stand-in for the package that grabs it."""
 
+import itertools
 import sys
+import time
 import types
 
 import numpy as np
@@ -53,6 +55,17 @@ def test_monitors_and_parts_of_them(grabbed, text: str, corner: tuple[int, int],
     assert all(frame.image.shape == (size_wh[1], size_wh[0], 3) and frame.live for frame in frames)
     assert tuple(frames[0].image[0, 0, :2]) == (corner[0] % 256, corner[1] % 256)
     assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
+
+
+def test_a_stride_leaves_frames_out(grabbed, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data.screen.FPS", 300.0)
+    start = time.monotonic()
+    with open_source("screen", vid_stride=15) as source:
+        frames = [frame for frame, _ in zip(source, range(4), strict=False)]
+    assert time.monotonic() - start >= 3 * 15 / 300
+    assert all(frame.index % 15 == 0 and frame.fps == 20 for frame in frames)
+    steps = [later.index - frame.index for frame, later in itertools.pairwise(frames)]
+    assert steps == [15 * (frame.dropped + 1) for frame in frames[1:]]
 
 
 @pytest.mark.parametrize(

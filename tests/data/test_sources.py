@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.sources import open_source
+from data.streams import StreamSettings
 from data.video import VideoWriter
 from tests.data.https_site import serve
 from utils.options import InputError
@@ -33,6 +34,8 @@ def folder(tmp_path: Path) -> Path:
         write_image(tmp_path / "in" / name, 50 * number)
     (tmp_path / "in" / "notes.md").write_text("no image")
     (tmp_path / "in" / "folder.png").mkdir()
+    for name in ("._a.PNG", "._v.mp4"):  # macOS's notes on other files
+        (tmp_path / "in" / name).write_bytes(b"no image and no video")
     return tmp_path / "in"
 
 
@@ -56,9 +59,12 @@ def test_an_image_a_folder_and_a_pattern(folder: Path, text: str, names: list[st
 
 def test_a_list_is_read_in_its_order_from_its_folder_or_here(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder.parent)
-    (folder / "list.txt").write_text(f"\ufeffin/below/d.png\n\n  ./b.png  \n{folder / 'a.PNG'}\ngone.png\n", "utf-8")
+    (folder / "list.txt").write_text(
+        f"\ufeffin/below/d.png\n\n  ./b.png  \n{folder / 'a.PNG'}\ngone.png\nb.png\n", "utf-8"
+    )
     source = open_source("in/list.txt")
     assert [frame.path.name for frame in source] == ["d.png", "b.png", "a.PNG"]
+    assert len(source.files) == 4, "a file that is named twice is looked at once"
     assert len(source.failures) == 1
     assert "gone.png" in source.failures[0]
 
@@ -109,9 +115,10 @@ def test_large_frames_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest
     assert [len(group) for group in groups] == [5, 5, 2]
 
 
-def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str):
     video = write_video(tmp_path / "v.mp4")
-    with serve(monkeypatch) as site:
+    with serve(monkeypatch, scheme=scheme) as site:
         url, _ = site.put("/clips/v.mp4?key=1", video.read_bytes())
         with open_source(url) as source:
             seen = list(source)
@@ -127,6 +134,41 @@ def test_a_file_on_the_network_is_fetched_and_removed(tmp_path: Path, monkeypatc
             url, _ = site.put("/large.png", bytes(101), tells_length=tells_length)
             with pytest.raises(InputError, match=r"large\.png: has more than the 100 bytes"):
                 open_source(url)
+
+
+def test_what_goes_wrong_with_a_file_on_the_network_tells_no_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("data.fetch.PAUSE", 0.0)
+    for user, told in (("", "no connection"), ("me:secret@", "without a name and password")):
+        with pytest.raises(InputError) as error:
+            open_source(f"https://{user}127.0.0.1:9/a.jpg?token=abc")
+        assert str(error.value).startswith("https://127.0.0.1:9/a.jpg: ")
+        assert told in str(error.value)
+    with serve(monkeypatch) as site:
+        url, _ = site.put("/a.jpg?token=abc", location="ftp://me:secret@host/a.jpg?token=abc")
+        with pytest.raises(InputError, match=r"redirected to ftp://host/a\.jpg, which"):
+            open_source(url)
+    assert "tried again" in caplog.text
+    assert "secret" not in caplog.text
+    assert "token" not in caplog.text
+
+
+def test_a_recording_in_a_list_of_streams_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    video, listed = write_video(tmp_path / "v.mp4"), tmp_path / "one.streams"
+    with serve(monkeypatch, scheme="http") as site:
+        url, _ = site.put("/v.mp4", video.read_bytes())
+        listed.write_text(url)
+        with open_source(str(listed), streams=StreamSettings(keep_all=True)) as source:
+            indices = [frame.index for frame, _ in zip(source, range(13), strict=False)]
+    assert indices == list(range(12))
+    assert source.failures == source.notes == []
+
+
+@pytest.mark.parametrize("text", ["rtsp://127.0.0.1:9/vod/mp4:bunny.mp4", "RTMP://127.0.0.1:9/live/x.mp4"])
+def test_a_stream_whose_address_ends_like_a_file_s_is_a_stream(text: str):
+    with pytest.raises(InputError, match="cannot be opened as a camera or a stream"):
+        open_source(text)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import cv2
+import numpy as np
 import pytest
 
 from data import streams as module
+from data.addresses import shown
 from data.frames import Frame
-from data.streams import Streams, StreamSettings, is_stream, shown
+from data.streams import Streams, StreamSettings, is_stream
 from tests.data.camera_site import Cameras, serve
 from utils.options import InputError
 
@@ -103,6 +106,50 @@ def test_a_stream_lost_for_good_is_a_failure_and_the_others_go_on(site: Cameras,
         watcher.until(lambda _: caplog.text.count("no frames") == 2)
         watcher.until(lambda _: len(watcher.seen) % 20 == 0)
     assert source.failures == [f"{one}: the stream was lost"]
+
+
+class Failing:
+    """A stand-in for OpenCV's capture, whose fourth frame raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.frames, self.is_open = error, 0, True
+
+    def get(self, _property: int) -> float:
+        return 0.0
+
+    def grab(self) -> bool:
+        return True
+
+    def retrieve(self) -> tuple[bool, np.ndarray]:
+        self.frames += 1
+        if self.frames == 4:
+            raise self.error
+        return True, np.zeros((48, 64, 3), np.uint8)
+
+    def release(self) -> None:
+        self.is_open = False
+
+
+def test_an_error_of_opencv_is_a_lost_connection(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    captures = [Failing(cv2.error("bad frame")), Failing(cv2.error("bad frame"))]
+    left = iter(captures)
+    monkeypatch.setattr(module, "_connect", lambda _: next(left, None))
+    with Streams(["rtsp://host/a"], StreamSettings(keep_all=True, reconnect=2)) as source:
+        assert [frame.index for frame in source] == list(range(6))
+    assert source.failures == ["rtsp://host/a: the stream was lost"]
+    assert not any(capture.is_open for capture in captures)
+    assert caplog.text.count("rtsp://host/a: OpenCV failed") == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_a_thread_ends_its_stream_as_a_failure(site: Cameras, monkeypatch: pytest.MonkeyPatch):
+    failing, (url, camera), connect = Failing(MemoryError()), site.put("/a", 50), module._connect
+    monkeypatch.setattr(module, "_connect", lambda address: connect(address) if address == url else failing)
+    with Streams(["rtsp://host/a", url], StreamSettings(keep_all=True, reconnect=0)) as source:
+        for frame in source:
+            camera.dark = camera.dark or (frame.name == url and frame.index > 20)
+    assert source.failures == ["rtsp://host/a: the stream was lost", f"{url}: the stream was lost"]
+    assert not failing.is_open
 
 
 def test_the_iteration_ends_when_all_are_lost(site: Cameras):

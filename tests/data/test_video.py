@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from data import video
@@ -49,6 +50,21 @@ def test_h264_is_preferred_and_its_lack_told_once(
             VideoWriter(tmp_path / name, fps=10, size_wh=(64, 48)).close()
     assert Encoder.asked == asked
     assert caplog.text.count("browsers do not play") == notes
+
+
+@pytest.mark.parametrize(
+    ("fps", "written"),
+    [
+        (0.001, 0.01), (23.976, 23.976), (59.94006, 59.94), (65.5341, 65.534), (119.88, 119.88), (120.0034, 120.0),
+        (239.987, 239.99), (655.341, 655.34), (1000, 1000), (90_000, 1000),
+    ],
+)  # fmt: skip
+def test_any_rate_is_written_as_the_nearest_there_is(fps: float, written: float, tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, fps=fps, size_wh=(64, 48)) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert [frame.fps for frame in video.read_video(path, stride=1, notes=[])] == pytest.approx([written] * 3, rel=1e-6)
 
 
 ENCODE_AND_MISREAD = """
