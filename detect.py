@@ -6,7 +6,7 @@ Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from utils.detection import Detection, Style
 from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output, Pictures, TxtFiles
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, refuse_unknown, run_script
+from utils.pipeline import Pipeline
 from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, open_model, start_logging
 from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, select_device
@@ -174,13 +175,18 @@ def _detect(detection: Detection, window: Window | None) -> None:
                 break
 
 
-def _with_progress(detection: Detection, results: Iterable[Found]) -> Iterator[Found]:
+def _with_progress(detection: Detection, results: Pipeline[Found]) -> Iterator[Found]:
     """The results with a bar that counts files, or the frames of a single video or of streams, and tells of tiles."""
     source = detection.source
     bar: Progress[Found] = progress(description="detect", total=len(source.files), unit="file")
+
+    def on_tiles(done: int, total: int) -> None:
+        results.check()  # a large image takes minutes, and Ctrl-C is not to wait for it
+        bar.describe(f"detect tile {done}/{total}")
+
     with bar:
         if isinstance(detection.detector, TiledPredictor):
-            detection.detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
+            detection.detector.on_tiles = on_tiles
         path, by_frame = source.files[0], False
         for found in results:
             frame = found.frame

@@ -18,9 +18,11 @@ import pytest
 
 import detect
 from data import streams
+from data.loader import Batch
 from tests.data.camera_site import serve
 from tests.test_scripts import command, read_txt
 from utils.detection import Detection
+from utils.engine import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,12 @@ def film(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(trained: Path, tmp_path: Path) -> dict[str, Any]:
     return {"weights": str(trained / "weights/best.pt"), "imgsz": 128, "project": str(tmp_path / "runs")}
+
+
+@pytest.fixture
+def untrained(random_checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options where it does not matter what is found; there is much of it."""
+    return {"weights": str(random_checkpoint), "imgsz": 128, "project": str(tmp_path / "runs")}
 
 
 def arguments(options: dict[str, Any], *more: Any) -> list[str]:
@@ -139,6 +147,27 @@ def test_damaged_sources_do_not_keep_the_rest_from_being_done(
     assert 5 < length(results / "cut.mp4") < 15
     assert {file.name for file in results.iterdir()} == {"cut.mp4", "z.png"}
     assert command(detect, monkeypatch, *arguments(options, "--source", film)) == 0
+
+
+def test_a_signal_ends_a_large_image_between_its_tiles(
+    squares: Path, untrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Batch] = []
+    detect_tiles = Predictor.__call__
+
+    def interrupted(predictor: Predictor, batch: Batch) -> Any:
+        calls.append(batch)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return detect_tiles(predictor, batch)
+
+    monkeypatch.setattr(Predictor, "__call__", interrupted)
+    image = squares.parent / "images/all/0.png"
+    more = ("--source", image, "--tile", 32, "--overlap", 0.8, "--batch-size", 1)
+    assert command(detect, monkeypatch, *arguments(untrained, *more)) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
+    assert len(calls) < 10  # of more than a hundred
 
 
 @pytest.fixture

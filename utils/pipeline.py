@@ -70,13 +70,23 @@ class Pipeline(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        if self._stop is not None:
-            self._stop()
-        if self._pool is not None:
-            self._pool.shutdown()
+        interrupted = None
+        while True:  # a thread left in a library's hands would end the whole process with an abort
+            try:
+                self._end()
+                break
+            except KeyboardInterrupt as signal:
+                interrupted = signal
+        if interrupted is not None:
+            raise interrupted
+
+    def check(self) -> None:
+        """Let a stage end where it is, by an exception, if its results are not wanted any more.
+
+        For stages that take long over one item; between items it is done for them.
+        """
+        if self._stopped:
+            raise _StoppedError
 
     def __iter__(self) -> Iterator[R]:
         if self._depth:
@@ -85,6 +95,20 @@ class Pipeline(Generic[R]):
         for stage in self._stages:
             results = stage(results)
         return results
+
+    def _end(self) -> None:
+        """Have all threads stop, and wait for them; it may be interrupted, and done again."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._stop is not None:
+            self._stop()
+        makers = [channel.maker for channel in self._channels if channel.maker is not None]
+        with self._changed:  # first, since up to Python 3.12 a join that a signal interrupts takes the thread for ended
+            while not all(maker.done() for maker in makers):
+                self._changed.wait(WAKE)
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _run(self, number: int) -> None:
         """Run a stage to its end; what it raises is kept by its future."""
@@ -118,8 +142,7 @@ class Pipeline(Generic[R]):
         with self._changed:
             while not self._stopped and not condition():
                 self._changed.wait(WAKE)
-            if self._stopped:
-                raise _StoppedError
+            self.check()
 
     def _announce(self, _maker: "Future[None]") -> None:
         with self._changed:
