@@ -35,7 +35,8 @@ class Pipeline(Generic[R]):
 
     A context manager to iterate over, from one thread and once. An error in a stage is raised there after the results
     before it; leaving the block early stops all stages, and in any case their threads have ended then. A stage that is
-    stopped while it waits for an item finds an exception in place of it, so that what it cleans up, it cleans up.
+    stopped while it waits for an item finds an exception in place of it, so that what it cleans up, it cleans up; the
+    items are closed, too, if they can be.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Pipeline(Generic[R]):
         self._changed = threading.Condition()
         self._stopped = False
         self._pool: ThreadPoolExecutor | None = None
+        self._open = [] if depth else [items]  # what is to be closed here, the last first
 
     def __enter__(self) -> "Pipeline[R]":
         if self._depth:
@@ -94,6 +96,7 @@ class Pipeline(Generic[R]):
         results = iter(self._items)
         for stage in self._stages:
             results = stage(results)
+            self._open.append(results)
         return results
 
     def _end(self) -> None:
@@ -109,12 +112,16 @@ class Pipeline(Generic[R]):
                 self._changed.wait(WAKE)
         if self._pool is not None:
             self._pool.shutdown()
+        while self._open:
+            _close(self._open.pop())
 
     def _run(self, number: int) -> None:
         """Run a stage to its end; what it raises is kept by its future."""
         channel = self._channels[number]
-        items = self._take(self._channels[number - 1]) if number else iter(self._items)
-        with contextlib.closing(self._stages[number](items)) as results:
+        items = self._take(self._channels[number - 1]) if number else self._items
+        with contextlib.ExitStack() as stack:
+            stack.callback(_close, items)
+            results = stack.enter_context(contextlib.closing(self._stages[number](iter(items))))
             while True:
                 self._wait_for(lambda: len(channel.waiting) < self._depth)
                 try:
@@ -147,3 +154,10 @@ class Pipeline(Generic[R]):
     def _announce(self, _maker: "Future[None]") -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _close(items: Iterable[Any]) -> None:
+    """Close what can be closed, as generators can."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()

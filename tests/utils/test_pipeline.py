@@ -107,6 +107,26 @@ def test_leaving_early_stops_all_and_lets_each_stage_clean_up(depth: int):
     assert len(ended) == 3
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("wanted", [0, 1, 3, 9])
+def test_the_items_are_closed_before_the_block_is_left(wanted: int, depth: int):
+    closed: list[bool] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            closed.append(True)
+
+    items = numbers()
+    assert next(items) == 0
+    with Pipeline(items, slowly(0), depth=depth) as results:
+        held = iter(results)  # and so are the stages, which nobody may rely on to be forgotten
+        found = [number for number, _ in zip(held, range(wanted), strict=False)]
+    assert found == list(range(1, 5))[:wanted]
+    assert closed == [True]
+
+
 def test_a_source_that_waits_is_woken():
     there_is_more = threading.Event()
 
