@@ -173,6 +173,7 @@ def _detect(detection: Detection, window: Window | None) -> None:
         for found in _with_progress(detection, results):
             if window is not None and found.picture is not None and not window.show(found.stem, found.picture):
                 break
+            del found
 
 
 def _with_progress(detection: Detection, results: Pipeline[Found]) -> Iterator[Found]:
@@ -200,6 +201,7 @@ def _with_progress(detection: Detection, results: Pipeline[Found]) -> Iterator[F
                 bar.update()
             path = frame.path
             yield found
+            del found, frame  # they may be large
         if not by_frame:
             bar.update()
 

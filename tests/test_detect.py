@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 import detect
 from data import streams
+from data.images import read_image
 from data.loader import Batch
 from tests.data.camera_site import serve
 from tests.test_scripts import command, read_txt
@@ -168,6 +170,24 @@ def test_a_signal_ends_a_large_image_between_its_tiles(
     assert command(detect, monkeypatch, *arguments(untrained, *more)) == 128 + signal.SIGINT
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
     assert len(calls) < 10  # of more than a hundred
+
+
+@pytest.mark.parametrize("tile", ["", "48"])
+def test_no_image_is_kept_while_the_next_is_read(
+    squares: Path, untrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tile: str
+) -> None:
+    read: list[weakref.ref[np.ndarray]] = []
+
+    def counted(path: Path) -> np.ndarray:
+        assert [known() for known in read] == [None] * len(read)
+        image = read_image(path)
+        read.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("data.sources.read_image", counted)
+    monkeypatch.setattr(detect, "Detection", functools.partial(Detection, overlap=False))
+    detect.run(**untrained, source=str(squares.parent / "images/all"), tile=tile, batch_size=1)
+    assert len(read) == 8
 
 
 @pytest.fixture

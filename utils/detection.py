@@ -1,4 +1,7 @@
-"""The way of a frame through detection, in stages that overlap: read and letterbox, detect, draw and write."""
+"""The way of a frame through detection, in stages that overlap: read and letterbox, detect, draw and write.
+
+An image may have a gigabyte: each stage forgets it before it asks for the next.
+"""
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -56,6 +59,7 @@ class Detection:
         stride = self.model.max_stride
         for frames in groups:
             yield frames, collate([letterboxed_item(frame.image, self.size, stride) for frame in frames])
+            del frames
 
     def _detect(self, batches: Iterator[tuple[list[Frame], Batch]]) -> Generator[Found, None, None]:
         seconds = self.detector.watch.seconds
@@ -67,12 +71,14 @@ class Detection:
             }
             for frame, rows in zip(frames, found, strict=True):
                 yield Found(frame, rows.cpu(), self._stems[frame.path])
+            del frames, batch, frame
 
     def _write(self, results: Iterator[Found]) -> Generator[Found, None, None]:
         for found in results:
             drawn = found if self.style is None else self._drawn(found, self.style)
             self.output.write(drawn)
             yield drawn
+            del found, drawn
 
     def _drawn(self, found: Found, style: Style) -> Found:
         picture = draw_detections(found.frame.image, found.rows, self.model.names, **asdict(style))

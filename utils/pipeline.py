@@ -131,6 +131,7 @@ class Pipeline(Generic[R]):
                 with self._changed:
                     channel.waiting.append(result)
                     self._changed.notify_all()
+                del result  # it may be large, and the next takes its time
 
     def _take(self, channel: _Channel) -> Iterator[Any]:
         """Results of a stage until it has ended, and then its error if there is one."""
@@ -142,6 +143,7 @@ class Pipeline(Generic[R]):
                 result = channel.waiting.popleft()
                 self._changed.notify_all()
             yield result
+            del result
         assert channel.maker is not None
         channel.maker.result()
 
