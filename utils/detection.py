@@ -10,11 +10,10 @@ from data.dataset import letterboxed_item
 from data.frames import Frame, Source
 from data.loader import Batch, collate
 from models.yolo import Model
-from utils.detection_files import Found, Output
+from utils.detection_files import Found, Output, result_stems
 from utils.drawing import draw_detections
 from utils.engine import Detector
 from utils.pipeline import Pipeline
-from utils.report import unique_stems
 from utils.tiles import TiledPredictor
 
 WAITING = 2  # results of a stage that may wait for the next one; of live sources, and with tiles of large images, 1
@@ -45,8 +44,7 @@ class Detection:
     milliseconds: dict[str, float] = field(default_factory=dict)  # a frame of the last forward pass took, by stage
 
     def __post_init__(self) -> None:
-        files = self.source.files
-        self._stems = dict(zip(files, unique_stems(files), strict=True))
+        self._stems = result_stems(self.source.files)
 
     def pipeline(self) -> Pipeline[Found]:
         """What is found in each frame, in order and written already; to be entered and iterated over."""

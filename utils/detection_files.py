@@ -1,6 +1,8 @@
 """What detection writes, a form in each class: texts, tables, crops, drawn images and videos."""
 
 import csv
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor
 
 from data.frames import Frame
+from data.video import SUFFIXES as VIDEO_SUFFIXES
 from data.video import VideoWriter
 from utils.boxes import resize
-from utils.report import JsonList, folder_names, write_text_atomically
+from utils.report import JsonList, folder_names, unique_stems, write_text_atomically
 from utils.upstream import save_one_box
 from utils.validation import yolo_lines
 
@@ -39,6 +42,15 @@ class Found:
     def name(self) -> str:
         """The stem, with the frame's number in a video."""
         return f"{self.stem}_{self.frame.number}" if self.frame.is_video else self.stem
+
+
+def result_stems(files: Sequence[Path]) -> dict[Path, str]:
+    """A stem for each file, so that no image has the name of a frame of a video: STEM_1, STEM_2, and so on."""
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() not in VIDEO_SUFFIXES]
+    stems = unique_stems(images)
+    taken = {*stems, *(re.sub("_[0-9]+$", "", stem) for stem in stems)}
+    return dict(zip(images + videos, stems + unique_stems(videos, taken), strict=True))
 
 
 class Form(Protocol):
