@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +17,7 @@ from data.frames import Frame
 from data.video import SUFFIXES as VIDEO_SUFFIXES
 from data.video import VideoWriter
 from utils.boxes import resize
+from utils.drawing import save_image
 from utils.report import JsonList, folder_names, unique_stems, write_text_atomically
 from utils.upstream import save_one_box
 from utils.validation import yolo_lines
@@ -170,13 +170,13 @@ class Pictures:
                 writer.write(picture)
             return
         suffix = frame.path.suffix if frame.path.suffix.lower() in WRITABLE else ".jpg"
-        encoded = cv2.imencode(suffix, found.picture)[1]
-        encoded.tofile(self._folder / f"{found.stem}{suffix}")  # by numpy, which takes any file name
+        save_image(found.picture, self._folder / f"{found.stem}{suffix}")
 
     def close(self) -> None:
         """Finish the videos."""
-        while self._videos:
-            self._videos.popitem()[1].close()
+        with ExitStack() as stack:  # all of them, even if one turns out not to be whole
+            while self._videos:
+                stack.callback(self._videos.popitem()[1].close)
 
     def _writer(self, frame: Frame, stem: str) -> VideoWriter:
         """The open video of this frame's file or stream."""

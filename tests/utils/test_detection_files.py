@@ -1,14 +1,18 @@
 """Each frame has results of its own, and they are whole or it is said that they are not."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from data.frames import Frame
-from utils.detection_files import Found, result_stems
+from data.video import VideoWriter
+from utils.detection_files import Found, Pictures, result_stems
+from utils.options import InputError
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 
@@ -44,3 +48,44 @@ def test_no_two_frames_have_one_name() -> None:
         ]
         assert len({frame.name for frame in frames}) == len(frames), files
         assert len(set(named.values())) == len(files), files
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """Files have no room for more than 8 kB."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+def test_videos_that_the_disk_has_no_room_for_are_told(tmp_path: Path, little_room: None) -> None:
+    pictures = Pictures(tmp_path)
+    for index in range(100):
+        for stem in ("one", "two"):
+            frame = Frame(Path(stem), NOISE, index, is_video=True, fps=10, live=True)
+            pictures.write(Found(frame, torch.zeros(0, 6), stem, np.roll(NOISE, index, 0)))
+    with pytest.raises(InputError, match=r"(one|two)\.mp4: could not be written: \d+ of 100 frames"):
+        pictures.close()
+
+
+@pytest.mark.parametrize("name", ["a.png", "été.jpg", "b.webp", "c.mpo"])
+def test_images_have_their_names_and_formats(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    pictures = Pictures(tmp_path)
+    pictures.write(Found(Frame(path, IMAGE), torch.zeros(0, 6), path.stem, IMAGE))
+    (written,) = tmp_path.iterdir()
+    assert written.name == name.replace(".mpo", ".jpg")
+    assert cv2.imdecode(np.fromfile(written, np.uint8), cv2.IMREAD_COLOR).shape == IMAGE.shape
+
+
+@pytest.mark.parametrize("fps", [0.5, 10, 29.97, 60])
+@pytest.mark.parametrize("count", [1, 2, 47])
+def test_whole_videos_are_taken_for_whole(count: int, fps: float, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", fps=fps, size_wh=(64, 48)) as writer:
+        for shift in range(count):
+            writer.write(np.roll(NOISE, shift, 0))
