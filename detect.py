@@ -188,13 +188,14 @@ def _with_progress(detection: Detection, results: Pipeline[Found]) -> Iterator[F
     with bar:
         if isinstance(detection.detector, TiledPredictor):
             detection.detector.on_tiles = on_tiles
-        path, by_frame = source.files[0], False
+        path, done, by_frame = source.files[0], 0, False
         for found in results:
             frame = found.frame
             if frame.is_video and not by_frame and (source.live or len(source.files) == 1):
                 by_frame = True
                 bar.count(frame.count, "frame")
-            place = f" {frame.number}/{frame.count or '?'}" if frame.is_video and not by_frame else ""
+            done = done + 1 if frame.path == path else 1  # the number counts those that the stride leaves out, too
+            place = f" {done}/{frame.count or '?'}" if frame.is_video and not by_frame else ""
             speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in detection.milliseconds.items())
             bar.describe(f"{found.stem}{place}: {len(found.rows)} found, {speeds}")
             if by_frame or frame.path != path:

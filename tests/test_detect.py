@@ -25,6 +25,7 @@ from tests.data.camera_site import serve
 from tests.test_scripts import command, read_txt
 from utils.detection import Detection
 from utils.engine import Predictor
+from utils.upstream import Progress
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,20 @@ def test_a_signal_ends_a_large_image_between_its_tiles(
     assert command(detect, monkeypatch, *arguments(untrained, *more)) == 128 + signal.SIGINT
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
     assert len(calls) < 10  # of more than a hundred
+
+
+def test_progress_counts_the_frames_that_are_looked_at(
+    film: Path, squares: Path, untrained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(film, folder / "a.avi")
+    shutil.copy(film, folder / "b.avi")
+    shutil.copy(squares.parent / "images/all/0.png", folder)
+    texts: list[str] = []
+    monkeypatch.setattr(Progress, "describe", lambda _, text: texts.append(text.partition(":")[0]))
+    detect.run(**untrained, source=str(folder), vid_stride=6, nosave=True)
+    assert texts == ["0"] + [f"{name} {number}/4" for name in "ab" for number in range(1, 5)]
 
 
 @pytest.mark.parametrize("tile", ["", "48"])
