@@ -19,7 +19,15 @@ from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, refuse_unknown, run_script
 from utils.pipeline import Pipeline
-from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, open_model, start_logging
+from utils.runs import (
+    StopSignals,
+    check_image_size,
+    exit_if_incomplete,
+    make_run_folder,
+    open_model,
+    refuse_unused,
+    start_logging,
+)
 from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, select_device
 from utils.window import Window
@@ -31,7 +39,7 @@ class Options(Ranged):
 
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option(
-        "data/images",
+        "",
         "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, https file, "
         "or 'screen [monitor] [left top width height]'",
     )
@@ -85,8 +93,7 @@ def run(**options: object) -> Path:
 def main(options: Options) -> tuple[Path, Source]:
     """Detect as the options say; returns the run's folder, and the source with what could not be read."""
     logger = start_logging()
-    if not options.weights:
-        raise InputError("--weights: give the checkpoint to detect with")
+    _check(options)
     model = open_model(options.weights)
     settings = _nms_settings(options, model.names)
     sizes = options.imgsz if isinstance(options.imgsz, list) else [options.imgsz]
@@ -117,6 +124,16 @@ def main(options: Options) -> tuple[Path, Source]:
             logger.info(f"{output.frames} frames, {output.summary()}{f'; {speeds} a frame' if speeds else ''}")
             logger.info(f"results in {folder}")
     return folder, source
+
+
+def _check(options: Options) -> None:
+    """Refuse what is not enough to go on, or would be without effect."""
+    if not options.weights:
+        raise InputError("--weights: give the checkpoint to detect with")
+    if not options.source:
+        raise InputError("--source: give the image, video, folder, list or stream to detect in")
+    refuse_unused(options, ("overlap", "full", "merge"), ("tile",))
+    refuse_unused(options, ("save_conf", "save_format"), ("save_txt",))
 
 
 def _nms_settings(options: Options, names: list[str]) -> NmsSettings:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import detect
+import val
 from data import streams
 from data.images import read_image
 from data.loader import Batch
@@ -272,6 +273,34 @@ def test_an_error_while_writing_ends_all_in_one_line(
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("script", [detect, val])
+def test_no_text_of_an_earlier_run_is_left_where_nothing_is_found(
+    script: Any, squares: Path, untrained: dict[str, Any]
+) -> None:
+    source = {"source": str(squares.parent / "images/all")} if script is detect else {"data": str(squares)}
+    more = {"workers": 0, "single_cls": True} if script is val else {"nosave": True, "save_conf": False}
+    labels = Path(untrained["project"]) / "exp/labels"
+    for least, count in ((0.001, 8), (1.0, 0)):
+        script.run(**untrained, **source, **more, save_txt=True, exist_ok=True, conf_thres=least)
+        assert len(list(labels.iterdir())) == count
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--overlap", "0.3"), "--overlap: has no effect without --tile"),
+        (("--save-conf",), "--save-conf: has no effect without --save-txt or --save-hybrid"),
+    ],
+)
+def test_val_refuses_flags_without_effect(
+    more: tuple[str, ...], told: str, squares: Path, untrained: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert command(val, monkeypatch, *arguments(untrained, "--data", squares, *more)) == 2
+    assert told in capsys.readouterr().err
+    assert not Path(untrained["project"]).exists()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -284,6 +313,12 @@ def test_an_error_while_writing_ends_all_in_one_line(
         (("--source", "http://127.0.0.1:9/video"), "http://127.0.0.1:9/video: cannot be opened"),
         (("--source", "99"), "camera 99: cannot be opened"),
         (("--source", "none.streams"), "none.streams: no such file"),
+        (("--overlap", "0.2"), "--overlap: has no effect without --tile"),
+        (("--no-full",), "--no-full: has no effect without --tile"),
+        (("--merge", "nms"), "--merge: has no effect without --tile"),
+        (("--save-conf",), "--save-conf: has no effect without --save-txt"),
+        (("--save-format", "1"), "--save-format: has no effect without --save-txt"),
+        (("--source", ""), "--source: give the image, video, folder, list or stream"),
         (("--view-img",), "--view-img: no window opens"),
     ],
 )

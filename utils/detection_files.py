@@ -73,12 +73,14 @@ class TxtFiles:
 
     def write(self, found: Found) -> None:
         """Write a frame's file."""
+        path = self.folder / f"{found.name}.txt"
         if not len(found.rows):
+            path.unlink(missing_ok=True)  # of an earlier run in the same folder
             return
         self.folder.mkdir(exist_ok=True)
         size = torch.tensor((found.frame.image.shape[1], found.frame.image.shape[0]) * 2)
         text = yolo_lines(found.rows, size, self.confidences, corners=self.corners)
-        write_text_atomically(self.folder / f"{found.name}.txt", text)
+        write_text_atomically(path, text)
 
     def close(self) -> None:
         """Each file is finished already."""
