@@ -6,7 +6,7 @@ Draws and saves what is found in PROJECT/NAME, and writes it as text if asked.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,16 @@ from utils.detection import Detection, Style
 from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output, Pictures, TxtFiles
 from utils.engine import NmsSettings, Predictor
 from utils.options import InputError, Ranged, option, refuse_unknown, run_script
-from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, open_model, start_logging
+from utils.pipeline import Pipeline
+from utils.runs import (
+    StopSignals,
+    check_image_size,
+    exit_if_incomplete,
+    make_run_folder,
+    open_model,
+    refuse_unused,
+    start_logging,
+)
 from utils.tiles import MERGES, TiledPredictor, tiled
 from utils.upstream import Progress, progress, select_device
 from utils.window import Window
@@ -30,7 +39,7 @@ class Options(Ranged):
 
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option(
-        "data/images",
+        "",
         "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, https file, "
         "or 'screen [monitor] [left top width height]'",
     )
@@ -84,8 +93,7 @@ def run(**options: object) -> Path:
 def main(options: Options) -> tuple[Path, Source]:
     """Detect as the options say; returns the run's folder, and the source with what could not be read."""
     logger = start_logging()
-    if not options.weights:
-        raise InputError("--weights: give the checkpoint to detect with")
+    _check(options)
     model = open_model(options.weights)
     settings = _nms_settings(options, model.names)
     sizes = options.imgsz if isinstance(options.imgsz, list) else [options.imgsz]
@@ -116,6 +124,16 @@ def main(options: Options) -> tuple[Path, Source]:
             logger.info(f"{output.frames} frames, {output.summary()}{f'; {speeds} a frame' if speeds else ''}")
             logger.info(f"results in {folder}")
     return folder, source
+
+
+def _check(options: Options) -> None:
+    """Refuse what is not enough to go on, or would be without effect."""
+    if not options.weights:
+        raise InputError("--weights: give the checkpoint to detect with")
+    if not options.source:
+        raise InputError("--source: give the image, video, folder, list or stream to detect in")
+    refuse_unused(options, ("overlap", "full", "merge"), ("tile",))
+    refuse_unused(options, ("save_conf", "save_format"), ("save_txt",))
 
 
 def _nms_settings(options: Options, names: list[str]) -> NmsSettings:
@@ -172,28 +190,36 @@ def _detect(detection: Detection, window: Window | None) -> None:
         for found in _with_progress(detection, results):
             if window is not None and found.picture is not None and not window.show(found.stem, found.picture):
                 break
+            del found
 
 
-def _with_progress(detection: Detection, results: Iterable[Found]) -> Iterator[Found]:
+def _with_progress(detection: Detection, results: Pipeline[Found]) -> Iterator[Found]:
     """The results with a bar that counts files, or the frames of a single video or of streams, and tells of tiles."""
     source = detection.source
     bar: Progress[Found] = progress(description="detect", total=len(source.files), unit="file")
+
+    def on_tiles(done: int, total: int) -> None:
+        results.check()  # a large image takes minutes, and Ctrl-C is not to wait for it
+        bar.describe(f"detect tile {done}/{total}")
+
     with bar:
         if isinstance(detection.detector, TiledPredictor):
-            detection.detector.on_tiles = lambda done, total: bar.describe(f"detect tile {done}/{total}")
-        path, by_frame = source.files[0], False
+            detection.detector.on_tiles = on_tiles
+        path, done, by_frame = source.files[0], 0, False
         for found in results:
             frame = found.frame
             if frame.is_video and not by_frame and (source.live or len(source.files) == 1):
                 by_frame = True
                 bar.count(frame.count, "frame")
-            place = f" {frame.number}/{frame.count or '?'}" if frame.is_video and not by_frame else ""
+            done = done + 1 if frame.path == path else 1  # the number counts those that the stride leaves out, too
+            place = f" {done}/{frame.count or '?'}" if frame.is_video and not by_frame else ""
             speeds = ", ".join(f"{value:.1f} ms {name}" for name, value in detection.milliseconds.items())
             bar.describe(f"{found.stem}{place}: {len(found.rows)} found, {speeds}")
             if by_frame or frame.path != path:
                 bar.update()
             path = frame.path
             yield found
+            del found, frame  # they may be large
         if not by_frame:
             bar.update()
 

@@ -25,7 +25,7 @@ from utils.options import InputError, Ranged, option, run_script
 from utils.plots import plot_study
 from utils.report import comparison_table, write_csv
 from utils.report_files import write_coco_json, write_detections, write_report
-from utils.runs import check_image_size, make_run_folder, open_model, read_split, start_logging
+from utils.runs import check_image_size, make_run_folder, open_model, read_split, refuse_unused, start_logging
 from utils.tiles import MERGES, tile_side, tiled
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate
@@ -77,6 +77,8 @@ def main(options: Options) -> Report:
     logger = start_logging()
     if not options.weights:
         raise InputError("--weights: give the checkpoint to measure")
+    refuse_unused(options, ("overlap", "full", "merge"), ("tile",))
+    refuse_unused(options, ("save_conf",), ("save_txt", "save_hybrid"))
     parse_bands(options.areas)  # before anything is read
     config = load_data_config(options.data)
     device = select_device(options.device)

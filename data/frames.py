@@ -85,12 +85,13 @@ def in_groups(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
     """Gather runs of up to `most` frames of one size, fewer if they are large."""
     group: list[Frame] = []
     for frame in frames:
-        size = frame.image.nbytes
-        if group and (len(group) == most or frame.image.shape != group[0].image.shape):
+        if group and frame.image.shape != group[0].image.shape:
             yield group
             group = []
         group.append(frame)
-        if size * (len(group) + 1) > GROUP_BYTES:
+        full = len(group) == most or frame.image.nbytes * (len(group) + 1) > GROUP_BYTES
+        del frame  # or it lives on while the next is read
+        if full:
             yield group
             group = []
     if group:

@@ -98,6 +98,7 @@ class VideoWriter:
         assert path.suffix == ".mp4", "the container goes with the codec"
         self.path, self.size_wh = path, size_wh
         fps = _encodable(fps)
+        self._frames = 0
         for codec in CODECS:
             with silent_opencv():
                 self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size_wh)
@@ -112,10 +113,23 @@ class VideoWriter:
         """Add a BGR frame of the video's size."""
         assert image.shape[1::-1] == self.size_wh, "OpenCV drops frames of another size without a word"
         self._writer.write(image)
+        self._frames += 1
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file.
+
+        Raises:
+            InputError: it is not whole, of which OpenCV says nothing; the disk may be full.
+        """
         self._writer.release()
+        if not self._frames:
+            return
+        with silent_opencv():
+            capture = cv2.VideoCapture(str(self.path))
+            kept = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)  # below 0 where it is no video
+            capture.release()
+        if kept != self._frames:
+            raise InputError(f"{self.path}: could not be written: {kept} of {self._frames} frames are in the file")
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ import numpy as np
 import pytest
 
 import detect
+import val
 from data import streams
+from data.images import read_image
+from data.loader import Batch
 from tests.data.camera_site import serve
 from tests.test_scripts import command, read_txt
 from utils.detection import Detection
+from utils.engine import Predictor
+from utils.upstream import Progress
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,12 @@ def film(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(trained: Path, tmp_path: Path) -> dict[str, Any]:
     return {"weights": str(trained / "weights/best.pt"), "imgsz": 128, "project": str(tmp_path / "runs")}
+
+
+@pytest.fixture
+def untrained(random_checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options where it does not matter what is found; there is much of it."""
+    return {"weights": str(random_checkpoint), "imgsz": 128, "project": str(tmp_path / "runs")}
 
 
 def arguments(options: dict[str, Any], *more: Any) -> list[str]:
@@ -141,6 +153,59 @@ def test_damaged_sources_do_not_keep_the_rest_from_being_done(
     assert command(detect, monkeypatch, *arguments(options, "--source", film)) == 0
 
 
+def test_a_signal_ends_a_large_image_between_its_tiles(
+    squares: Path, untrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Batch] = []
+    detect_tiles = Predictor.__call__
+
+    def interrupted(predictor: Predictor, batch: Batch) -> Any:
+        calls.append(batch)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return detect_tiles(predictor, batch)
+
+    monkeypatch.setattr(Predictor, "__call__", interrupted)
+    image = squares.parent / "images/all/0.png"
+    more = ("--source", image, "--tile", 32, "--overlap", 0.8, "--batch-size", 1)
+    assert command(detect, monkeypatch, *arguments(untrained, *more)) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
+    assert len(calls) < 10  # of more than a hundred
+
+
+def test_progress_counts_the_frames_that_are_looked_at(
+    film: Path, squares: Path, untrained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(film, folder / "a.avi")
+    shutil.copy(film, folder / "b.avi")
+    shutil.copy(squares.parent / "images/all/0.png", folder)
+    texts: list[str] = []
+    monkeypatch.setattr(Progress, "describe", lambda _, text: texts.append(text.partition(":")[0]))
+    detect.run(**untrained, source=str(folder), vid_stride=6, nosave=True)
+    assert texts == ["0"] + [f"{name} {number}/4" for name in "ab" for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("tile", ["", "48"])
+def test_no_image_is_kept_while_the_next_is_read(
+    squares: Path, untrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tile: str
+) -> None:
+    read: list[weakref.ref[np.ndarray]] = []
+
+    def counted(path: Path) -> np.ndarray:
+        assert [known() for known in read] == [None] * len(read)
+        image = read_image(path)
+        read.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("data.sources.read_image", counted)
+    monkeypatch.setattr(detect, "Detection", functools.partial(Detection, overlap=False))
+    detect.run(**untrained, source=str(squares.parent / "images/all"), tile=tile, batch_size=1)
+    assert len(read) == 8
+
+
 @pytest.fixture
 def cameras(squares: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -208,6 +273,34 @@ def test_an_error_while_writing_ends_all_in_one_line(
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("script", [detect, val])
+def test_no_text_of_an_earlier_run_is_left_where_nothing_is_found(
+    script: Any, squares: Path, untrained: dict[str, Any]
+) -> None:
+    source = {"source": str(squares.parent / "images/all")} if script is detect else {"data": str(squares)}
+    more = {"workers": 0, "single_cls": True} if script is val else {"nosave": True, "save_conf": False}
+    labels = Path(untrained["project"]) / "exp/labels"
+    for least, count in ((0.001, 8), (1.0, 0)):
+        script.run(**untrained, **source, **more, save_txt=True, exist_ok=True, conf_thres=least)
+        assert len(list(labels.iterdir())) == count
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--overlap", "0.3"), "--overlap: has no effect without --tile"),
+        (("--save-conf",), "--save-conf: has no effect without --save-txt or --save-hybrid"),
+    ],
+)
+def test_val_refuses_flags_without_effect(
+    more: tuple[str, ...], told: str, squares: Path, untrained: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert command(val, monkeypatch, *arguments(untrained, "--data", squares, *more)) == 2
+    assert told in capsys.readouterr().err
+    assert not Path(untrained["project"]).exists()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -219,6 +312,12 @@ def test_an_error_while_writing_ends_all_in_one_line(
         (("--source", "http://127.0.0.1:9/video"), "http://127.0.0.1:9/video: cannot be opened"),
         (("--source", "99"), "camera 99: cannot be opened"),
         (("--source", "none.streams"), "none.streams: no such file"),
+        (("--overlap", "0.2"), "--overlap: has no effect without --tile"),
+        (("--no-full",), "--no-full: has no effect without --tile"),
+        (("--merge", "nms"), "--merge: has no effect without --tile"),
+        (("--save-conf",), "--save-conf: has no effect without --save-txt"),
+        (("--save-format", "1"), "--save-format: has no effect without --save-txt"),
+        (("--source", ""), "--source: give the image, video, folder, list or stream"),
         (("--view-img",), "--view-img: no window opens"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The way of a frame through detection, in stages that overlap: read and letterbox, detect, draw and write."""
+"""The way of a frame through detection, in stages that overlap: read and letterbox, detect, draw and write.
+
+An image may have a gigabyte: each stage forgets it before it asks for the next.
+"""
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -7,11 +10,10 @@ from data.dataset import letterboxed_item
 from data.frames import Frame, Source
 from data.loader import Batch, collate
 from models.yolo import Model
-from utils.detection_files import Found, Output
+from utils.detection_files import Found, Output, result_stems
 from utils.drawing import draw_detections
 from utils.engine import Detector
 from utils.pipeline import Pipeline
-from utils.report import unique_stems
 from utils.tiles import TiledPredictor
 
 WAITING = 2  # results of a stage that may wait for the next one; of live sources, and with tiles of large images, 1
@@ -42,8 +44,7 @@ class Detection:
     milliseconds: dict[str, float] = field(default_factory=dict)  # a frame of the last forward pass took, by stage
 
     def __post_init__(self) -> None:
-        files = self.source.files
-        self._stems = dict(zip(files, unique_stems(files), strict=True))
+        self._stems = result_stems(self.source.files)
 
     def pipeline(self) -> Pipeline[Found]:
         """What is found in each frame, in order and written already; to be entered and iterated over."""
@@ -56,6 +57,7 @@ class Detection:
         stride = self.model.max_stride
         for frames in groups:
             yield frames, collate([letterboxed_item(frame.image, self.size, stride) for frame in frames])
+            del frames
 
     def _detect(self, batches: Iterator[tuple[list[Frame], Batch]]) -> Generator[Found, None, None]:
         seconds = self.detector.watch.seconds
@@ -67,12 +69,14 @@ class Detection:
             }
             for frame, rows in zip(frames, found, strict=True):
                 yield Found(frame, rows.cpu(), self._stems[frame.path])
+            del frames, batch, frame
 
     def _write(self, results: Iterator[Found]) -> Generator[Found, None, None]:
         for found in results:
             drawn = found if self.style is None else self._drawn(found, self.style)
             self.output.write(drawn)
             yield drawn
+            del found, drawn
 
     def _drawn(self, found: Found, style: Style) -> Found:
         picture = draw_detections(found.frame.image, found.rows, self.model.names, **asdict(style))

@@ -1,21 +1,24 @@
 """What detection writes, a form in each class: texts, tables, crops, drawn images and videos."""
 
 import csv
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from data.frames import Frame
+from data.video import SUFFIXES as VIDEO_SUFFIXES
 from data.video import VideoWriter
 from utils.boxes import resize
-from utils.report import JsonList, folder_names, write_text_atomically
+from utils.drawing import save_image
+from utils.report import JsonList, folder_names, unique_stems, write_text_atomically
 from utils.upstream import save_one_box
 from utils.validation import yolo_lines
 
@@ -41,6 +44,15 @@ class Found:
         return f"{self.stem}_{self.frame.number}" if self.frame.is_video else self.stem
 
 
+def result_stems(files: Sequence[Path]) -> dict[Path, str]:
+    """A stem for each file, so that no image has the name of a frame of a video: STEM_1, STEM_2, and so on."""
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() not in VIDEO_SUFFIXES]
+    stems = unique_stems(images)
+    taken = {*stems, *(re.sub("_[0-9]+$", "", stem) for stem in stems)}
+    return dict(zip(images + videos, stems + unique_stems(videos, taken), strict=True))
+
+
 class Form(Protocol):
     """A form in which detections are written."""
 
@@ -61,12 +73,14 @@ class TxtFiles:
 
     def write(self, found: Found) -> None:
         """Write a frame's file."""
+        path = self.folder / f"{found.name}.txt"
         if not len(found.rows):
+            path.unlink(missing_ok=True)  # of an earlier run in the same folder
             return
         self.folder.mkdir(exist_ok=True)
         size = torch.tensor((found.frame.image.shape[1], found.frame.image.shape[0]) * 2)
         text = yolo_lines(found.rows, size, self.confidences, corners=self.corners)
-        write_text_atomically(self.folder / f"{found.name}.txt", text)
+        write_text_atomically(path, text)
 
     def close(self) -> None:
         """Each file is finished already."""
@@ -158,13 +172,13 @@ class Pictures:
                 writer.write(picture)
             return
         suffix = frame.path.suffix if frame.path.suffix.lower() in WRITABLE else ".jpg"
-        encoded = cv2.imencode(suffix, found.picture)[1]
-        encoded.tofile(self._folder / f"{found.stem}{suffix}")  # by numpy, which takes any file name
+        save_image(found.picture, self._folder / f"{found.stem}{suffix}")
 
     def close(self) -> None:
         """Finish the videos."""
-        while self._videos:
-            self._videos.popitem()[1].close()
+        with ExitStack() as stack:  # all of them, even if one turns out not to be whole
+            while self._videos:
+                stack.callback(self._videos.popitem()[1].close)
 
     def _writer(self, frame: Frame, stem: str) -> VideoWriter:
         """The open video of this frame's file or stream."""

@@ -35,7 +35,8 @@ class Pipeline(Generic[R]):
 
     A context manager to iterate over, from one thread and once. An error in a stage is raised there after the results
     before it; leaving the block early stops all stages, and in any case their threads have ended then. A stage that is
-    stopped while it waits for an item finds an exception in place of it, so that what it cleans up, it cleans up.
+    stopped while it waits for an item finds an exception in place of it, so that what it cleans up, it cleans up; the
+    items are closed, too, if they can be.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Pipeline(Generic[R]):
         self._changed = threading.Condition()
         self._stopped = False
         self._pool: ThreadPoolExecutor | None = None
+        self._open = [] if depth else [items]  # what is to be closed here, the last first
 
     def __enter__(self) -> "Pipeline[R]":
         if self._depth:
@@ -70,13 +72,23 @@ class Pipeline(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        if self._stop is not None:
-            self._stop()
-        if self._pool is not None:
-            self._pool.shutdown()
+        interrupted = None
+        while True:  # a thread left in a library's hands would end the whole process with an abort
+            try:
+                self._end()
+                break
+            except KeyboardInterrupt as signal:
+                interrupted = signal
+        if interrupted is not None:
+            raise interrupted
+
+    def check(self) -> None:
+        """Let a stage end where it is, by an exception, if its results are not wanted any more.
+
+        For stages that take long over one item; between items it is done for them.
+        """
+        if self._stopped:
+            raise _StoppedError
 
     def __iter__(self) -> Iterator[R]:
         if self._depth:
@@ -84,13 +96,32 @@ class Pipeline(Generic[R]):
         results = iter(self._items)
         for stage in self._stages:
             results = stage(results)
+            self._open.append(results)
         return results
+
+    def _end(self) -> None:
+        """Have all threads stop, and wait for them; it may be interrupted, and done again."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._stop is not None:
+            self._stop()
+        makers = [channel.maker for channel in self._channels if channel.maker is not None]
+        with self._changed:  # first, since up to Python 3.12 a join that a signal interrupts takes the thread for ended
+            while not all(maker.done() for maker in makers):
+                self._changed.wait(WAKE)
+        if self._pool is not None:
+            self._pool.shutdown()
+        while self._open:
+            _close(self._open.pop())
 
     def _run(self, number: int) -> None:
         """Run a stage to its end; what it raises is kept by its future."""
         channel = self._channels[number]
-        items = self._take(self._channels[number - 1]) if number else iter(self._items)
-        with contextlib.closing(self._stages[number](items)) as results:
+        items = self._take(self._channels[number - 1]) if number else self._items
+        with contextlib.ExitStack() as stack:
+            stack.callback(_close, items)
+            results = stack.enter_context(contextlib.closing(self._stages[number](iter(items))))
             while True:
                 self._wait_for(lambda: len(channel.waiting) < self._depth)
                 try:
@@ -100,6 +131,7 @@ class Pipeline(Generic[R]):
                 with self._changed:
                     channel.waiting.append(result)
                     self._changed.notify_all()
+                del result  # it may be large, and the next takes its time
 
     def _take(self, channel: _Channel) -> Iterator[Any]:
         """Results of a stage until it has ended, and then its error if there is one."""
@@ -111,6 +143,7 @@ class Pipeline(Generic[R]):
                 result = channel.waiting.popleft()
                 self._changed.notify_all()
             yield result
+            del result
         assert channel.maker is not None
         channel.maker.result()
 
@@ -118,9 +151,15 @@ class Pipeline(Generic[R]):
         with self._changed:
             while not self._stopped and not condition():
                 self._changed.wait(WAKE)
-            if self._stopped:
-                raise _StoppedError
+            self.check()
 
     def _announce(self, _maker: "Future[None]") -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _close(items: Iterable[Any]) -> None:
+    """Close what can be closed, as generators can."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()

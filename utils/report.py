@@ -49,9 +49,9 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
         raise InputError(f"{path}: could not be written: {error.strerror}") from error
 
 
-def unique_stems(paths: Iterable[Path]) -> list[str]:
-    """Names for the results of files: each file's own without suffix, numbered where another has it already."""
-    taken: set[str] = set()
+def unique_stems(paths: Iterable[Path], taken: Iterable[str] = ()) -> list[str]:
+    """Names for the results of files: each file's own without suffix, numbered where it is `taken` already."""
+    taken = set(taken)
     stems = []
     for path in paths:
         tries = (path.stem if number == 1 else f"{path.stem}_{number}" for number in itertools.count(1))

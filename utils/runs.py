@@ -22,7 +22,7 @@ from data.frames import Source
 from models.yolo import Model, load_model
 from utils.checkpoint import DETECT, TransferReport, Weights, read_weights, refuse_other_task, transfer
 from utils.lift import LiftReport, lift
-from utils.options import ROOT, InputError, Interrupted
+from utils.options import ROOT, InputError, Interrupted, Ranged
 from utils.upstream import Progress, increment_path, progress
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,6 +59,23 @@ def scan_progress(description: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         for bar in bars:
             bar.close()
+
+
+def refuse_unused(options: Ranged, flags: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse `flags` that say how to do what none of `needed` asks for; a switch left as it is by default may be given.
+
+    Raises:
+        InputError: it names the first such flag.
+    """
+    if any(getattr(options, name) for name in needed):
+        return
+    for name in flags:
+        value = getattr(options, name)
+        is_usual = isinstance(value, bool) and value == getattr(type(options), name)
+        if name in options.given and not is_usual:
+            flag = f"{'no-' if value is False else ''}{name}".replace("_", "-")
+            wanted = " or ".join(f"--{other.replace('_', '-')}" for other in needed)
+            raise InputError(f"--{flag}: has no effect without {wanted}")
 
 
 class StopSignals:

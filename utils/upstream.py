@@ -6,9 +6,11 @@ imported after torch, with all of that undone, and without a word or a look at t
 
 import contextlib
 import io
+import math
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from utils.options import InputError
 
 T = TypeVar("T")
+REDRAW_INTERVAL = 0.1  # seconds between two looks of a bar on a terminal
 LOG_INTERVAL = 30.0  # seconds between two progress lines where the output is a file and not a terminal
 _PATCHED = ((torch, "save"), (PIL.Image, "open"), (cv2, "imread"), (cv2, "imwrite"), (cv2, "imshow"))
 
@@ -118,14 +121,14 @@ class Progress(Generic[T]):
         self, items: Iterable[T] | None = None, description: str = "", *, total: int | None = None, unit: str = "it"
     ) -> None:
         terminal = sys.stderr.isatty()
-        self._items = items
+        self._items, self._described = items, 0.0 if terminal else math.inf
         self._bar: Any = TQDM(
             items,
             desc=description,
             total=total,
             unit=unit,
             unit_scale=unit == "B",
-            mininterval=0.1 if terminal else LOG_INTERVAL,
+            mininterval=REDRAW_INTERVAL if terminal else LOG_INTERVAL,
             file=sys.stderr if terminal else _LogLines(),
             disable=False,
         )
@@ -160,8 +163,16 @@ class Progress(Generic[T]):
         self._bar.total, self._bar.unit = total, unit
 
     def describe(self, text: str) -> None:
-        """Change the text before the bar, losses for example."""
-        self._bar.desc = text  # shown with the next step: a redraw of its own would double the lines
+        """Change the text before the bar, losses for example: a terminal shows it soon, a log with the next step."""
+        self._bar.desc = text
+        now = time.monotonic()
+        if now - self._described >= REDRAW_INTERVAL:
+            self._described = now
+            bar = self._bar
+            bar.RATE_SMOOTHING_FACTOR = 0.0  # the rate is that of whole steps, and stays what it was
+            measured = bar.last_print_n, bar.last_print_t
+            bar.refresh()
+            bar.last_print_n, bar.last_print_t = measured
 
 
 def progress(

@@ -101,10 +101,11 @@ class LabelFiles:
             found = rows.cpu()
             if self.hybrid:
                 found = self._with_labels(found, index)
+            path = self.folder / f"{self.stems[index]}.txt"
             if not len(found):
+                path.unlink(missing_ok=True)  # of an earlier run in the same folder
                 continue
             size = torch.tensor(self.annotations.sizes_wh[index].tolist() * 2)
-            path = self.folder / f"{self.stems[index]}.txt"
             write_text_atomically(path, yolo_lines(found, size, self.confidences))
 
     def _with_labels(self, found: Tensor, index: int) -> Tensor:

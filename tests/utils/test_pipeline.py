@@ -107,6 +107,26 @@ def test_leaving_early_stops_all_and_lets_each_stage_clean_up(depth: int):
     assert len(ended) == 3
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("wanted", [0, 1, 3, 9])
+def test_the_items_are_closed_before_the_block_is_left(wanted: int, depth: int):
+    closed: list[bool] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            closed.append(True)
+
+    items = numbers()
+    assert next(items) == 0
+    with Pipeline(items, slowly(0), depth=depth) as results:
+        held = iter(results)  # and so are the stages, which nobody may rely on to be forgotten
+        found = [number for number, _ in zip(held, range(wanted), strict=False)]
+    assert found == list(range(1, 5))[:wanted]
+    assert closed == [True]
+
+
 def test_a_source_that_waits_is_woken():
     there_is_more = threading.Event()
 
@@ -118,15 +138,41 @@ def test_a_source_that_waits_is_woken():
         assert next(iter(results)) == 1
 
 
-def test_a_signal_ends_the_wait():
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], Any]]:
+    """Ask for a KeyboardInterrupt in so many seconds."""
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_ends_the_wait(alarm: Callable[[float], Any]):
     forever = threading.Event()
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(KeyboardInterrupt), Pipeline(iter(forever.wait, 1), slowly(0), stop=forever.set) as results:
-            list(results)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    alarm(0.1)
+    with pytest.raises(KeyboardInterrupt), Pipeline(iter(forever.wait, 1), slowly(0), stop=forever.set) as results:
+        list(results)
+
+
+def test_a_long_stage_sees_the_stop_and_more_signals_leave_no_thread_behind(alarm: Callable[[float], Any]):
+    parts: list[int] = []
+    later = [0.05, 0.05]
+
+    def stage(items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            for part in range(1000):
+                results.check()
+                time.sleep(0.5)  # as a forward pass, which nothing interrupts
+                parts.append(part)
+            yield item
+
+    alarm(0.1)  # and again while the stage is waited for
+    results: Pipeline[int] = Pipeline(range(3), stage, stop=lambda: later and alarm(later.pop()))
+    with pytest.raises(KeyboardInterrupt), results:
+        list(results)
+    assert not any(thread.name.startswith("stage") for thread in threading.enumerate())
+    assert parts == [0]

@@ -36,7 +36,7 @@ def report(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
         shaken = boxes + rng.normal(0, 3, boxes.shape)
         rows = np.c_[shaken[:, :2], shaken[:, :2] + shaken[:, 2:], rng.random(len(boxes)), labels]
         found.add(index, torch.tensor(rows, dtype=torch.float32))
-    evaluation = Evaluation(found, milliseconds={"inference": 1.5})
+    evaluation = Evaluation(detections=found, milliseconds={"inference": 1.5})
     return Report(evaluate_coco(table, found), evaluation, table, "cpu")
 
 

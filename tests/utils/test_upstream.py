@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,24 @@ def test_progress_tells_the_true_rate_from_the_first_line_on(monkeypatch: pytest
             bar.update(10)
     first = next(line for line in log.getvalue().splitlines() if " 10/100 " in line)
     assert "2.0image/s" in first
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_new_text_before_the_next_step(monkeypatch: pytest.MonkeyPatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with upstream.progress(description="detect", total=3, unit="file") as bar:
+        for tile in range(100):
+            time.sleep(0.004)
+            bar.describe(f"tile {tile}")
+        shown = [frame for frame in screen.getvalue().split("\r\033[K") if "tile" in frame]
+        assert 2 <= len(shown) <= 6  # in 0.4 seconds or a little more
+        assert all("0/3" in frame for frame in shown)
+        bar.update()
+    last = screen.getvalue().split("\r\033[K")[-1]
+    assert "tile 99" in last
+    assert float(re.search(r"([0-9.]+)file/s", last)[1]) <= 2.5  # not measured from where the text was last shown
