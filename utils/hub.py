@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +54,7 @@ class HubModel(nn.Module):
         self.multi_label = False
         self.amp = False
         self._ready: Predictor | None = None
+        self._state: tuple[tuple[int, int], ...] = ()  # of the weights that it was made of
         self.eval()
         self._predictor()  # now, since torch.fx, which folds, disturbs other threads that run a model
 
@@ -82,8 +82,8 @@ class HubModel(nn.Module):
         """Detect in an image, or in each of a list that may mix their forms.
 
         Args:
-            images: as `data.inputs.read_picture` takes them. A tensor (B, 3, H, W) is a batch as it is: its sides are
-                multiples of `stride`, nothing is scaled, and boxes are in its pixels.
+            images: as `data.inputs.read_picture` takes them. A tensor (B, 3, H, W) is a batch: its sides are multiples
+                of `stride`, nothing is scaled, and boxes are in its pixels. Floats are rounded to 8 bits.
             size: pixels of the longer side that an image is letterboxed to; of two, the larger.
             augment: test-time augmentation, scaled and mirrored views.
 
@@ -118,20 +118,11 @@ class HubModel(nn.Module):
         self._ready = None  # weights may change
         return super().train(mode)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, as any module does."""
-        self._ready = None
-        return super().load_state_dict(*args, **kwargs)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "HubModel":
-        """Move the weights: what `to`, `cpu` and `cuda` come down to."""
-        self._ready = None
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-
     def _predictor(self) -> Predictor:
-        """The copy that is fused for speed, made again when weights may have changed."""
-        if self._ready is None or self.training:
-            self._ready = Predictor(self.model, self.device, settings=NmsSettings())
+        """The copy that is fused for speed, made again when weights may have changed or moved."""
+        state = tuple(_state(values) for values in (*self.model.parameters(), *self.model.buffers()))
+        if self._ready is None or self.training or state != self._state:
+            self._ready, self._state = Predictor(self.model, self.device, settings=NmsSettings()), state
         return self._ready
 
     def _settings(self) -> NmsSettings:
@@ -159,7 +150,7 @@ class HubModel(nn.Module):
         return pictures, [letterboxed_item(swap_red_and_blue(one.image), side, self.stride) for one in pictures]
 
     def _prepare_batch(self, images: Tensor) -> tuple[list[Picture], list[Item]]:
-        """Take a batch (B, 3, H, W) as it is."""
+        """Take a batch (B, 3, H, W), unscaled."""
         width_height = (images.shape[3], images.shape[2])
         if images.shape[1] != 3 or any(side % self.stride for side in width_height):
             raise InputError(
@@ -169,6 +160,11 @@ class HubModel(nn.Module):
         pictures = [read_picture(image) for image in images]
         unscaled = fit(width_height, width_height)
         return pictures, [unlabelled_item(swap_red_and_blue(one.image), unscaled) for one in pictures]
+
+
+def _state(values: Tensor) -> tuple[int, int]:
+    """What changes with a tensor's values: where they are, and how often they were written."""
+    return values.data_ptr(), 0 if values.is_inference() else values._version  # inference mode does not count
 
 
 def _detect(predictor: Predictor, items: Sequence[Item]) -> list[Tensor]:

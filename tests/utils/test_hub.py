@@ -125,6 +125,25 @@ def test_settings_out_of_range_are_refused(model: HubModel, name: str, value: An
         model(IMAGES[0], size=96)
 
 
+@pytest.mark.parametrize("how", ["inner", "assigned", "in place", "replaced"])
+def test_weights_that_change_inside_are_used(model: HubModel, how: str) -> None:
+    before = model(IMAGES[0], size=96).xyxy[0]
+    assert model._predictor() is model._predictor()
+    state = {
+        key: value * 0.9 if key.endswith("conv.weight") else value for key, value in model.model.state_dict().items()
+    }
+    weights = [value for key, value in model.model.named_parameters() if key.endswith("conv.weight")]
+    with torch.no_grad():
+        if how in ("inner", "assigned"):
+            model.model.load_state_dict(state, assign=how == "assigned")
+        for weight in weights if how in ("in place", "replaced") else ():
+            if how == "in place":
+                weight.mul_(0.9)
+            else:
+                weight.data = weight * 0.9
+    assert len(model(IMAGES[0], size=96).xyxy[0]) != len(before)
+
+
 def test_weights_that_change_are_used(model: HubModel) -> None:
     before = model(IMAGES[0], size=96).xyxy
     twin = copy.deepcopy(model)
