@@ -40,7 +40,7 @@ class Options(Ranged):
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option(
         "",
-        "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, https file, "
+        "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, http(s) file, "
         "or 'screen [monitor] [left top width height]'",
     )
     imgsz: list[int] | int = option(

@@ -28,7 +28,7 @@ class Options(Ranged):
     """Command line of classify/predict.py; a field is a flag."""
 
     weights: str = option("", "checkpoint to classify with", aliases=("--weight",))
-    source: str = option("data/images", "image, video, folder, pattern, .txt list of files, camera number or URL")
+    source: str = option("", "image, video, folder, pattern, .txt list of files, camera number or URL")
     imgsz: int | None = option(
         None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
     )
@@ -58,6 +58,8 @@ def main(options: Options) -> tuple[Path, Source]:
     logger = start_logging()
     if not options.weights:
         raise InputError("--weights: give the checkpoint to classify with")
+    if not options.source:
+        raise InputError("--source: give the images to classify")
     model = open_classifier(options.weights)
     size = check_image_size(options.imgsz or model.config["imgsz"], model.max_stride)
     classifier = Classifier(model, select_device(options.device), half=options.half, folded=options.fold)

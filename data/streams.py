@@ -43,8 +43,15 @@ class StreamSettings:
 
 
 def is_stream(text: str) -> bool:
-    """Whether a text is a camera's number, or a URL such as streams have."""
-    return text.isdecimal() or ("://" in text and urlsplit(text).scheme.lower() in SCHEMES)
+    """Whether a text is a camera's number, or a URL such as streams have.
+
+    Raises:
+        InputError: it looks like a URL and is none.
+    """
+    try:
+        return text.isdecimal() or ("://" in text and urlsplit(text).scheme.lower() in SCHEMES)
+    except ValueError as error:
+        raise InputError(f"{text}: not an address: {error}") from error
 
 
 def _stem(address: str) -> str:

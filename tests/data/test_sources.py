@@ -192,6 +192,11 @@ def test_a_video_gives_every_nth_of_its_frames(tmp_path: Path, stride: int):
     assert frames[0].image.shape == (48, 64, 3)
 
 
+def test_what_looks_like_an_address_and_is_none_is_refused():
+    with pytest.raises(InputError, match=r"http://\[x/a\.jpg: not an address"):
+        open_source("http://[x/a.jpg")
+
+
 def test_a_stride_below_one_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="--vid-stride 0"):
         open_source(str(write_image(tmp_path / "a.png")), vid_stride=0)

@@ -89,3 +89,10 @@ def test_whole_videos_are_taken_for_whole(count: int, fps: float, tmp_path: Path
     with VideoWriter(tmp_path / "v.mp4", fps=fps, size_wh=(64, 48)) as writer:
         for shift in range(count):
             writer.write(np.roll(NOISE, shift, 0))
+
+
+def test_an_image_that_the_disk_has_no_room_for_leaves_none(tmp_path: Path, little_room: None) -> None:
+    image = Found(Frame(Path("a.bmp"), NOISE), torch.zeros(0, 6), "a", NOISE)
+    with pytest.raises((OSError, InputError)):
+        Pictures(tmp_path).write(image)
+    assert not (tmp_path / "a.bmp").exists()
