@@ -40,8 +40,8 @@ class Options(Ranged):
     weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option(
         "",
-        "image, video, folder, pattern, .txt list of files, .streams list, camera number, URL of a stream, http(s) file, "
-        "or 'screen [monitor] [left top width height]'",
+        "image, video, folder, pattern, .txt list of files, .streams list, camera number, a stream's URL, http(s) file,"
+        " or 'screen [monitor] [left top width height]'",
     )
     imgsz: list[int] | int = option(
         [640], "image size in pixels, of the longer side; of two, the larger", aliases=("--img", "--img-size"), least=1
