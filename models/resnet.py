@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.blocks import SPD, Focus, SPDConv
 from models.network import Network
-from utils.options import InputError, from_mapping
+from utils.options import InputError, brief, from_mapping
 
 CLASSIFY = "classify"
 STEMS = ("small", "imagenet")
@@ -228,7 +228,7 @@ def _check_colours(config: ResNetConfig, source: str) -> None:
     for key, least in (("mean", 0.0), ("std", 1e-6)):
         values = getattr(config, key)
         if len(values) != 3 or not all(isinstance(value, float | int) and value >= least for value in values):
-            raise InputError(f"{source}: {key}: expected three numbers of 0..1, found {values!r}")
+            raise InputError(f"{source}: {key}: expected three numbers of 0..1, found {brief(values)}")
 
 
 def recognise(state: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from models import blocks
 from models.head import Detect
 from models.network import Network
-from utils.options import InputError, find_yaml, read_yaml, refuse_unknown
+from utils.options import InputError, brief, find_yaml, read_yaml, refuse_unknown
 
 Config = dict[str, Any]
 CONFIG_KEYS = (
@@ -264,7 +264,7 @@ def _build_rows(config: Config, source: str) -> tuple[list[nn.Module], list[Step
     for i, content in enumerate(rows):
         place = f"{source}: row {i}"
         if not (isinstance(content, list) and len(content) == 4):
-            raise InputError(f"{place}: expected [from, number, module, args], found {content!r}")
+            raise InputError(f"{place}: expected [from, number, module, args], found {brief(content)}")
         inputs = tuple(_absolute(j, i, place) for j in _as_list(content[0]))
         layer, channels[i] = _build_layer(content, [channels[j] for j in inputs], config, place)
         layers.append(layer)
@@ -286,19 +286,19 @@ def _check_values(config: Config, source: str) -> None:
     for key, (kinds, least, most, expected) in _VALUES.items():
         value = config.get(key, least)
         if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
-            raise InputError(f"{source}: {key}: expected {expected}, found {value!r}")
+            raise InputError(f"{source}: {key}: expected {expected}, found {brief(value)}")
 
 
 def _check_forms(config: Config, source: str) -> None:
     """Refuse a YAML whose anchors, rows or activation are not of the form they should be."""
     if not _are_anchors(config["anchors"]):
-        found = config["anchors"]
-        raise InputError(f"{source}: anchors: expected w, h, w, h, ... for each scale, or a number, found {found!r}")
+        found = brief(config["anchors"])
+        raise InputError(f"{source}: anchors: expected w, h, w, h, ... for each scale, or a number, found {found}")
     for key in ("backbone", "head"):
         if not isinstance(config[key], list) or not config[key]:
-            raise InputError(f"{source}: {key}: expected a list of rows, found {config[key]!r}")
+            raise InputError(f"{source}: {key}: expected a list of rows, found {brief(config[key])}")
     if not isinstance(config.get("activation"), str | None):
-        raise InputError(f"{source}: activation: expected a name, found {config['activation']!r}")
+        raise InputError(f"{source}: activation: expected a name, found {brief(config['activation'])}")
 
 
 def _are_anchors(value: Any) -> bool:
@@ -316,7 +316,7 @@ def _absolute(index: Any, row: int, place: str) -> int:
     """A row's `from` as a number counted from the first row; -1 is the image."""
     absolute = row + index if isinstance(index, int) and index < 0 else index
     if not isinstance(absolute, int) or not -1 <= absolute < row:
-        raise InputError(f"{place}: 'from' {index!r} is not a row before it")
+        raise InputError(f"{place}: 'from' {brief(index)} is not a row before it")
     return absolute
 
 
@@ -338,7 +338,7 @@ def _build_layer(content: list[Any], inputs: list[int], config: Config, place: s
         first = layer.build(*args)
         further = [layer.build(channels, *args[1:]) for _ in range(copies - 1)]
     except (TypeError, IndexError, ValueError, RuntimeError) as error:
-        raise InputError(f"{place} ({name}): arguments {raw_args} do not fit: {error}") from error
+        raise InputError(f"{place} ({name}): arguments {brief(raw_args)} do not fit: {error}") from error
     built = nn.Sequential(first, *further) if further else first
     _set_activation(built, config.get("activation"), place)
     return built, channels

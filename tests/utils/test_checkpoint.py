@@ -215,9 +215,8 @@ def test_strip_leaves_the_ema_in_half_precision(saved, tmp_path):
     save_checkpoint(best, strip(made))
     read = load_checkpoint(best)
     assert best.stat().st_size < path.stat().st_size / 2
-    assert [key for key, value in read.items() if value is None] == [
-        "data", "model", "optimizer", "place", "rng", "scaler", "updates"
-    ]  # fmt: skip
+    gone = "data model optimizer place planned rng scaler updates"
+    assert sorted(key for key, value in read.items() if value is None) == gone.split()
     assert read["ema"]["0.weight"].dtype == torch.float16
     assert read["ema"]["1.num_batches_tracked"].dtype == torch.int64
     assert read["ema"]["1.running_var"][0] == 1e6
