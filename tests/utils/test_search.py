@@ -47,7 +47,9 @@ def run(folder: Path, trials: int, objective: search.Train = hill, **changes: An
 
 
 def test_the_space_holds_the_recipe_and_recipes_that_can_be_read(tmp_path: Path) -> None:
-    for file in sorted((ROOT / "data/hyps").glob("*.yaml")):
+    detectors = [file for file in sorted((ROOT / "data/hyps").glob("*.yaml")) if "crop_padding" not in file.read_text()]
+    assert len(detectors) >= 5
+    for file in detectors:
         recipe = load_hyp(file)
         space = search.search_space(recipe)
         assert {"lr0", "box", "mosaic"} <= space.keys()
