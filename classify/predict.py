@@ -16,36 +16,26 @@ from dataclasses import dataclass
 from data.frames import Source
 from data.sources import open_source
 from utils.class_prediction import Classification, GuessCsv, GuessJson, GuessTxt
-from utils.classification import Classifier, open_classifier
+from utils.classification import Classifier, ClassifierOptions, open_classifier
 from utils.detection_files import Form, Output, Pictures
-from utils.options import InputError, Ranged, option, run_script
+from utils.options import InputError, option, run_script
 from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, start_logging
 from utils.upstream import progress, select_device
 
 
 @dataclass
-class Options(Ranged):
+class Options(ClassifierOptions):
     """Command line of classify/predict.py; a field is a flag."""
 
-    weights: str = option("", "checkpoint to classify with", aliases=("--weight",))
     source: str = option("", "image, video, folder, pattern, .txt list of files, camera number or URL")
-    imgsz: int | None = option(
-        None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
-    )
-    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
     batch_size: int = option(
         32, "a file's frames, or files of one size, in a forward pass", aliases=("--batch",), least=1
     )
-    device: str = option("", "cpu, or a GPU's number; empty chooses")
     save_txt: bool = option(False, "write a text for each image, a line 'confidence name' for each of five classes")
     save_json: bool = option(False, "write predictions.json")
     nosave: bool = option(False, "save no drawn images or videos")
     vid_stride: int = option(1, "take every so many frames of a video or stream", least=1)
     project: str = option("runs/classify/predict", "folder of runs")
-    name: str = option("exp", "name of the run")
-    exist_ok: bool = option(False, "write into an existing run's folder")
-    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
-    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
 
 
 def run(**options: object) -> Path:

@@ -18,36 +18,26 @@ from data.class_dataset import ClassDataset, make_class_loader
 from data.class_images import SPLITS
 from data.class_sets import read_set
 from utils.class_report import write_class_report
-from utils.classification import Classifier, ClassReport, open_classifier, validate_classes
-from utils.options import InputError, Ranged, option, run_script
+from utils.classification import Classifier, ClassifierOptions, ClassReport, open_classifier, validate_classes
+from utils.options import InputError, option, run_script
 from utils.runs import check_image_size, make_run_folder, start_logging
 from utils.upstream import select_device
 
 
 @dataclass
-class Options(Ranged):
+class Options(ClassifierOptions):
     """Command line of classify/val.py; a field is a flag."""
 
     data: str = option("glyphs", "glyphs, cifar10, cifar100, tiny-imagenet, or a folder with train/, val/, test/")
-    weights: str = option("", "checkpoint to measure", aliases=("--weight",))
     split: str = option("val", "images to measure on", choices=SPLITS)
     val_share: float = option(
         0.1, "share of the training images set aside for validation if the set has none", least=0.001, most=0.9
     )
     batch_size: int = option(128, "images in a batch", aliases=("--batch",), least=1)
-    imgsz: int | None = option(
-        None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
-    )
-    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
-    device: str = option("", "cpu, or a GPU's number; empty chooses")
     workers: int = option(8, "processes that load images, no more than there are cores", least=0)
     verbose: bool = option(False, "show each class")
     noplots: bool = option(False, "write no pictures")
     project: str = option("runs/classify/val", "folder of runs")
-    name: str = option("exp", "name of the run")
-    exist_ok: bool = option(False, "write into an existing run's folder")
-    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
-    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
 
 
 def run(**options: object) -> ClassReport:

@@ -17,7 +17,7 @@ from utils.checkpoint import CLASSIFY, Weights, read_weights, refuse_other_task
 from utils.class_metrics import KEPT, ClassMetrics, Guesses
 from utils.drawing import plot_batch
 from utils.engine import Course, ReadyModel, run_over
-from utils.options import InputError
+from utils.options import InputError, Ranged, option
 from utils.report import class_table
 from utils.runs import rebuild
 from utils.training import Criterion
@@ -26,6 +26,23 @@ from utils.validation import describe
 ENLARGED = 6.0  # most times that small images are enlarged in a picture
 FITNESS = "top1"
 FIGURES = ("top1", "top5", "P", "R", "F1")
+
+
+@dataclass
+class ClassifierOptions(Ranged):
+    """Flags of the scripts that use a trained classifier; a field is a flag."""
+
+    weights: str = option("", "checkpoint to use", aliases=("--weight",))
+    imgsz: int | None = option(
+        None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
+    )
+    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    project: str = option("runs/classify", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
 
 
 class ClassLoss:
