@@ -270,6 +270,7 @@ def plot_results(csv_path: Path, png_path: Path) -> None:
         rows = list(csv.DictReader(file))
     columns = {key.strip(): np.array([float(row[key]) for row in rows]) for key in (rows[0] if rows else ())}
     epochs = columns.pop("epoch", np.arange(len(rows)))
+    columns = {key: values for key, values in columns.items() if not np.isnan(values).all()}  # nothing was measured
     panels = [(title, [key for key in keys if key in columns]) for title, keys in RESULT_PANELS]
     known = {key for _, keys in panels for key in keys}
     panels = [panel for panel in panels if panel[1]] + [(key, [key]) for key in columns if key not in known]
