@@ -141,6 +141,11 @@ class DiskImages:
                 LOGGER.warning("--cache disk: %s cannot be written (%s); going on without more of it", target, reason)
         return image
 
+    def bytes_missing(self) -> int:
+        """Bytes of the images that have no .npy file yet; headers not counted."""
+        sizes = self.files.bytes_resized().tolist()
+        return sum(size for index, size in enumerate(sizes) if not self._file(index).is_file())
+
     def _write(self, image: Image, target: Path) -> None:
         """Write a file whole or not at all, also when two workers write the same image."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
@@ -174,6 +179,8 @@ def cached(files: ImageFiles, cache: CacheKind, folder: Path | None, progress: P
         disk, place, room = folder.stat().st_dev, str(folder), shutil.disk_usage(folder).free
     needed = int(files.bytes_resized().sum())
     others = sum(size for other, size in _GRANTED.values() if other == disk)
+    if folder is not None and disk is not None and needed + others > room:  # else not worth a look at every file
+        needed = DiskImages(files, folder).bytes_missing()
     if needed + others > room:
         LOGGER.warning(
             "--cache %s: %.1f GB of images%s do not fit in %s (%.1f GB); going on without a cache",

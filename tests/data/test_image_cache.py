@@ -63,3 +63,23 @@ def test_data_sets_share_the_room_until_they_are_gone(annotations, cache, tmp_pa
     kept.clear()
     gc.collect()
     assert warnings_of_another() == []
+
+
+def test_files_of_an_earlier_run_need_no_room_on_the_disk(annotations, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "cache"
+    first = DetectionDataset(annotations, SIZE, cache="disk", cache_folder=folder)
+    for index in range(2):
+        first[Draw(index)]
+    del first
+    gc.collect()
+    monkeypatch.setattr(image_cache, "_GRANTED", type(image_cache._GRANTED)())
+    usage = {"free": 12_288}
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _folder: type("Usage", (), usage))
+    again = DetectionDataset(annotations, SIZE, cache="disk", cache_folder=folder)
+    again[Draw(2)]
+    assert len(list(folder.iterdir())) == 3
+    assert not caplog.records
+    usage["free"] = 12_287
+    next(folder.iterdir()).unlink()
+    DetectionDataset(annotations, SIZE, cache="disk", cache_folder=folder)
+    assert len(caplog.records) == 1
