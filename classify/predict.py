@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from data.frames import Source
 from data.sources import open_source
 from utils.class_prediction import Classification, GuessCsv, GuessJson, GuessTxt
-from utils.classification import Classifier, ClassifierOptions, open_classifier
+from utils.classification import Classifier, ClassifierOptions, open_classifier, view
 from utils.detection_files import Form, Output, Pictures
 from utils.options import InputError, option, run_script
-from utils.runs import StopSignals, check_image_size, exit_if_incomplete, make_run_folder, start_logging
+from utils.runs import StopSignals, exit_if_incomplete, make_run_folder, start_logging
 from utils.upstream import progress, select_device
 
 
@@ -28,9 +28,7 @@ class Options(ClassifierOptions):
     """Command line of classify/predict.py; a field is a flag."""
 
     source: str = option("", "image, video, folder, pattern, .txt list of files, camera number or URL")
-    batch_size: int = option(
-        32, "a file's frames, or files of one size, in a forward pass", aliases=("--batch",), least=1
-    )
+    batch_size: int = option(32, "a file's frames, or files, in a forward pass", aliases=("--batch",), least=1)
     save_txt: bool = option(False, "write a text for each image, a line 'confidence name' for each of five classes")
     save_json: bool = option(False, "write predictions.json")
     nosave: bool = option(False, "save no drawn images or videos")
@@ -51,12 +49,12 @@ def main(options: Options) -> tuple[Path, Source]:
     if not options.source:
         raise InputError("--source: give the images to classify")
     model = open_classifier(options.weights)
-    size = check_image_size(options.imgsz or model.config["imgsz"], model.max_stride)
+    size, shrink = view(model, options.imgsz, options.shrink)
     classifier = Classifier(model, select_device(options.device), half=options.half, folded=options.fold)
     with StopSignals(), open_source(options.source, vid_stride=options.vid_stride) as source:
         folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
         output = Output(model.names, _forms(folder, model.names, options))
-        work = Classification(source, classifier, size, output, options.shrink, not options.nosave, options.batch_size)
+        work = Classification(source, classifier, size, output, shrink, not options.nosave, options.batch_size)
         try:
             with output, work.pipeline() as results:
                 for _ in progress(results, "classify", unit="frame"):

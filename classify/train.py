@@ -1,6 +1,6 @@
 """Train a classifier: ResNet-18 or ResNet-50, strided or with SPD-Conv.
 
-    python classify/train.py --data glyphs --model resnet18_spd --hyp glyph-crops.yaml --epochs 4
+    python classify/train.py --data glyphs --model resnet18_spd --epochs 2
 
 Writes checkpoints, results.csv, pictures and TensorBoard events to PROJECT/NAME, and, of a set that has test images,
 what best.pt makes of them to PROJECT/NAME/test.
@@ -19,48 +19,57 @@ from typing import Any
 
 from data.class_dataset import ClassAugmentation, ClassBatch, ClassDataset, colour_statistics, make_class_loader
 from data.class_images import ClassSplit
-from data.class_sets import read_set
+from data.class_sets import FOLDERS_RECIPE, SETS
 from data.loader import Loader
-from models.resnet import ARCHITECTURES, STEMS, ResNet
+from models.resnet import ARCHITECTURES, CLASSIFY, STEM_SIZES, STEM_STRIDES, ResNet
 from models.summary import parameters
-from utils.checkpoint import CLASSIFY, read_weights, refuse_other_task, transfer
+from utils.checkpoint import Weights, read_weights, refuse_other_task, transfer
 from utils.class_hyp import ClassHyp, load_class_hyp
 from utils.class_log import ClassLog
 from utils.class_report import write_class_report
 from utils.classification import (
     FIGURES,
     FITNESS,
+    SHRINK,
+    ClassDataOptions,
     Classifier,
     ClassLoss,
     ClassReport,
     build_classifier,
+    read_splits,
+    refuse_shrink,
     validate_classes,
 )
 from utils.optim import accumulation
 from utils.options import option, run_script
 from utils.run import Checkpoint, Task, TrainingRun, run_training
 from utils.run_options import RunOptions
-from utils.runs import start_logging
+from utils.runs import check_image_size, scan_progress, start_logging
 from utils.validation import parse_fitness
 
 
 @dataclass
-class Options(RunOptions):
+class Options(ClassDataOptions, RunOptions):
     """Command line of classify/train.py; a field is a flag."""
 
-    data: str = option("glyphs", "glyphs, cifar10, cifar100, tiny-imagenet, or a folder with train/, val/, test/")
     model: str = option("resnet18_spd", "network to train", choices=tuple(ARCHITECTURES))
-    hyp: str = option("glyph-crops.yaml", "recipe, also by its name in data/hyps/")
+    hyp: str = option("", "recipe, also by its name in data/hyps/; that of the data set when not given")
     batch_size: int = option(64, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
-    imgsz: int = option(32, "side of the images in pixels", aliases=("--img", "--img-size"), least=1)
-    stem: str = option("small", "first layers: for images of 32 or 64 pixels, or for large ones", choices=STEMS)
-    spd_shortcut: bool = option(False, "space-to-depth in the shortcuts too, where the authors kept strides")
-    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
-    val_share: float = option(
-        0.1, "share of the training images set aside for validation if the set has none", least=0.001, most=0.9
+    imgsz: int = option(
+        0, "side of the images in pixels; 0 takes that of the data set's", aliases=("--img", "--img-size"), least=0
     )
+    stem: str = option("small", "first layers: for images of 32 or 64 px, or for large ones", choices=(*STEM_SIZES,))
+    spd_shortcut: bool = option(False, "space-to-depth in the shortcuts too, where the authors kept strides")
+    shrink: int = option(1, SHRINK, least=1)
     project: str = option("runs/classify/train", "folder of runs")
     fitness: str = option(FITNESS, "figures whose sum chooses best.pt")
+
+    def __post_init__(self) -> None:
+        """Take what suits the data set where nothing was chosen."""
+        super().__post_init__()
+        known = SETS.get(self.data)
+        self.hyp = self.hyp or (known.recipe if known else FOLDERS_RECIPE)
+        self.imgsz = self.imgsz or (STEM_SIZES[self.stem] if known is None or self.stem != "small" else known.imgsz)
 
 
 def run(**options: object) -> ClassReport:
@@ -88,32 +97,38 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
 
     def read_data(self) -> dict[str, Any]:
         """Read the set; returns the fingerprints of its training and validation images."""
-        self.splits = read_set(self.options.data, self.options.val_share)
-        for name, split in self.splits.items():
-            self.logger.info(f"{name}: {len(split)} images of {len(split.names)} classes")
+        self.splits = read_splits(self.options)
         return {name: fingerprint(self.splits[name]) for name in ("train", "val")}
 
     def make_model(self, checkpoint: Checkpoint | None) -> ResNet:
-        """Build it from the checkpoint to resume, or from `--model` with the weights of `--weights`."""
+        """Build it from the checkpoint to resume, or as the options say, with the weights of `--weights`."""
         options, names = self.options, self.splits["train"].names
         if checkpoint is not None:
             return ResNet(checkpoint["config"], names=names, source=str(options.resume))
-        mean, std = self._colours()
-        config = {"arch": options.model, "nc": len(names), "stem": options.stem, "spd_shortcut": options.spd_shortcut}
-        model = ResNet(config | {"mean": mean, "std": std, "imgsz": options.imgsz}, names=names, source="--model")
-        self.logger.info(f"{options.model}: {parameters(model):,} parameters")
-        if options.weights:
-            weights = read_weights(Path(options.weights))
+        weights = read_weights(Path(options.weights)) if options.weights else None
+        chosen = {"arch": options.model, "stem": options.stem, "spd_shortcut": options.spd_shortcut}
+        if weights is not None:
             refuse_other_task(weights.config, CLASSIFY, weights.source)
+            given = {"arch" if name == "model" else name for name in options.given}
+            chosen |= {key: weights.config[key] for key in chosen.keys() - given if key in weights.config}
+        size = check_image_size(options.imgsz, STEM_STRIDES[str(chosen["stem"])])
+        refuse_shrink(size, options.shrink)
+        config = chosen | {"nc": len(names), "imgsz": size, "shrink": options.shrink} | self._colours(weights, size)
+        model = ResNet(config, names=names, source="--model")
+        self.logger.info(f"{model.config['arch']}: {parameters(model):,} parameters")
+        if weights is not None:
             self.logger.info(f"{options.weights}: {transfer(model, weights)}")
         return model
 
-    def _colours(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of the recipe, else of the training images."""
+    def _colours(self, weights: Weights | None, size: int) -> dict[str, list[float]]:
+        """Mean and deviation of the recipe, else those that weights were trained with, else of the training images."""
         if self.hyp.mean:
-            return self.hyp.mean, self.hyp.std
-        plain = ClassDataset(self.splits["train"], self.options.imgsz, shrink=self.options.shrink)
-        return colour_statistics(plain)
+            return {"mean": self.hyp.mean, "std": self.hyp.std}
+        if weights is not None and any(weights.config.get("mean", ())):  # those of others may be unknown
+            return {key: weights.config[key] for key in ("mean", "std")}
+        with scan_progress("colours") as show:
+            mean, std = colour_statistics(self.splits["train"], size, self.options.shrink, show)
+        return {"mean": mean, "std": std}
 
     def make_loader(self) -> Loader[ClassBatch]:
         """The training images, augmented."""
@@ -137,7 +152,7 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
         return ClassLoss(self.hyp.label_smoothing)
 
     def trainer_settings(self) -> dict[str, Any]:
-        """Let a step follow the mean over its images, for which classifiers' learning rates are meant."""
+        """Let a step follow the mean over a full batch, for which classifiers' learning rates are meant."""
         return {"loss_scale": 1 / (self.batch_size * accumulation(self.batch_size, self.hyp.nominal_batch))}
 
     def make_log(self) -> ClassLog:
@@ -158,7 +173,7 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
         )
 
     def finish(self, best: ResNet) -> ClassReport:
-        """Look at the test images, for the first and only time; returns the validation of the best model."""
+        """Look at the test images, which nothing was chosen by; returns the validation of the best model."""
         report = self.validate(best)
         if "test" in self.splits:
             folder, plots = self.folder / "test", not self.options.noplots
@@ -179,7 +194,7 @@ def fingerprint(split: ClassSplit) -> dict[str, Any]:
     digest = hashlib.sha256(split.images.identity())
     for part in (split.labels, split.places):
         digest.update(part.tobytes())
-    return {"classes": split.names, "number of images": len(split), "images": digest.hexdigest()[:16]}
+    return {"classes": list(split.names), "number of images": len(split), "images": digest.hexdigest()[:16]}
 
 
 if __name__ == "__main__":

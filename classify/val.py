@@ -15,24 +15,30 @@ if __name__ == "__main__":  # run as a script, Python looks for modules beside t
 from dataclasses import asdict, dataclass
 
 from data.class_dataset import ClassDataset, make_class_loader
-from data.class_images import SPLITS
-from data.class_sets import read_set
+from data.config import SPLITS
+from utils.checkpoint import read_weights
 from utils.class_report import write_class_report
-from utils.classification import Classifier, ClassifierOptions, ClassReport, open_classifier, validate_classes
+from utils.classification import (
+    ClassDataOptions,
+    Classifier,
+    ClassifierOptions,
+    ClassReport,
+    build_classifier,
+    read_splits,
+    refuse_other_classes,
+    validate_classes,
+    view,
+)
 from utils.options import InputError, option, run_script
-from utils.runs import check_image_size, make_run_folder, start_logging
+from utils.runs import make_run_folder, start_logging
 from utils.upstream import select_device
 
 
 @dataclass
-class Options(ClassifierOptions):
+class Options(ClassDataOptions, ClassifierOptions):
     """Command line of classify/val.py; a field is a flag."""
 
-    data: str = option("glyphs", "glyphs, cifar10, cifar100, tiny-imagenet, or a folder with train/, val/, test/")
     split: str = option("val", "images to measure on", choices=SPLITS)
-    val_share: float = option(
-        0.1, "share of the training images set aside for validation if the set has none", least=0.001, most=0.9
-    )
     batch_size: int = option(128, "images in a batch", aliases=("--batch",), least=1)
     workers: int = option(8, "processes that load images, no more than there are cores", least=0)
     verbose: bool = option(False, "show each class")
@@ -51,14 +57,16 @@ def main(options: Options) -> ClassReport:
     if not options.weights:
         raise InputError("--weights: give the checkpoint to measure")
     device = select_device(options.device)
-    splits = read_set(options.data, options.val_share)
+    weights = read_weights(Path(options.weights))
+    model = build_classifier(weights)
+    splits = read_splits(options, weights.options.get("val_share"))
     if options.split not in splits:
         raise InputError(f"--split {options.split}: {options.data} has {', '.join(splits)}")
     split = splits[options.split]
-    model = open_classifier(options.weights, split.names)
-    size = check_image_size(options.imgsz or model.config["imgsz"], model.max_stride)
+    refuse_other_classes(model, split.names, options.weights)
+    size, shrink = view(model, options.imgsz, options.shrink)
     folder = make_run_folder(options.project, options.name, exist_ok=options.exist_ok)
-    dataset = ClassDataset(split, size, shrink=options.shrink)
+    dataset = ClassDataset(split, size, shrink=shrink)
     loader = make_class_loader(dataset, batch_size=options.batch_size, workers=options.workers, train=False)
     classifier = Classifier(model, device, half=options.half, folded=options.fold)
     pictures = None if options.noplots else folder

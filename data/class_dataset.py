@@ -1,6 +1,8 @@
 """Classified images made ready: shrunk if asked, scaled, cut to a square, augmented; and their batches."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ from torchvision.transforms import v2
 
 from data.class_images import ClassSplit, Image
 from data.dataset import Draw
+from data.files import Progress
 from data.images import swap_red_and_blue
 from data.loader import ImageBatch, Loader, ShapeSampler
 from utils.boxes import resize
@@ -21,12 +24,12 @@ STATISTICS_IMAGES = 5000  # that mean and deviation are measured on
 
 @dataclass(frozen=True)
 class ClassAugmentation:
-    """How training images are varied; the names are the recipe's keys."""
+    """How training images are varied: the recipe's keys of these names, in `utils.class_hyp`."""
 
-    crop_padding: float = 0.0  # share of the side that is added all round, in black, before a crop is taken
-    fliplr: float = 0.0
-    flipud: float = 0.0
-    degrees: float = 0.0  # of rotation, either way
+    crop_padding: float
+    fliplr: float
+    flipud: float
+    degrees: float
 
     def transforms(self, size: int) -> Callable[[Tensor], Tensor]:
         """Make the transform of uint8 images (3, size, size)."""
@@ -73,17 +76,17 @@ def collate(items: list[ClassItem]) -> ClassBatch:
 
 
 def square(image: Image, size: int, shrink: int = 1) -> Image:
-    """Scale an image (H, W, 3) so that its shorter side is `size` pixels, and cut out the middle.
+    """Cut the middle square out of an image (H, W, 3), and scale it to `size` pixels a side.
 
     With `shrink`, only so many pixels as `size` divided by it are kept before: the image gets no smaller, but poorer.
     """
-    if shrink > 1:
-        image = square(image, max(size // shrink, 1))
     height, width = image.shape[:2]
-    scale = size / min(height, width)
-    scaled = resize(image, (max(round(width * scale), size), max(round(height * scale), size)))
-    top, left = (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2
-    return scaled[top : top + size, left : left + size]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = image[top : top + side, left : left + side]
+    if shrink > 1:
+        image = resize(image, (size // shrink, size // shrink))
+    return resize(image, (size, size))
 
 
 def to_item(image: Image, size: int, shrink: int = 1, label: int = -1, index: int = 0) -> ClassItem:
@@ -110,7 +113,9 @@ class ClassDataset(Dataset[ClassItem]):
     def __getitem__(self, draw: Draw) -> ClassItem:
         """Make the item of a draw; the same draw gives the same item."""
         index = draw.image
-        item = to_item(self.split.read(index), self.size, self.shrink, int(self.split.labels[index]), index)
+        # as predict.py sees it, or in training from what pixels it needs
+        image = self.split.read(index, None if self.augmented is None else self.size)
+        item = to_item(image, self.size, self.shrink, int(self.split.labels[index]), index)
         if self.augmented is None:
             return item
         with torch.random.fork_rng(devices=[]):  # the transforms draw from torch's generator, others do too
@@ -131,12 +136,21 @@ def make_class_loader(
     return Loader(dataset, sampler, workers, collate)
 
 
-def colour_statistics(dataset: ClassDataset) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of red, green and blue in 0..1, over evenly chosen images of a dataset."""
-    count = min(len(dataset), STATISTICS_IMAGES)
+def colour_statistics(
+    split: ClassSplit, size: int, shrink: int = 1, progress: Progress | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue in 0..1, over evenly chosen images at a `size` in pixels."""
+    chosen = np.linspace(0, len(split) - 1, min(len(split), STATISTICS_IMAGES)).astype(int).tolist()
+
+    def moments(index: int) -> npt.NDArray[np.float64]:
+        pixels = square(split.read(index, size), size, shrink)[..., ::-1].reshape(-1, 3) / 255
+        return np.stack((pixels.mean(0), np.square(pixels).mean(0)))
+
     sums: npt.NDArray[np.float64] = np.zeros((2, 3))
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
-        pixels = dataset[Draw(index)].image.double() / 255
-        sums += np.stack((pixels.mean((1, 2)).numpy(), pixels.square().mean((1, 2)).numpy()))
-    mean, square_mean = sums / max(count, 1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, found in enumerate(pool.map(moments, chosen), 1):
+            sums += found
+            if progress:
+                progress(done, len(chosen))
+    mean, square_mean = sums / len(chosen)
     return mean.round(4).tolist(), np.sqrt(square_mean - mean**2).clip(1e-3).round(4).tolist()

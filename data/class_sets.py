@@ -5,61 +5,68 @@ as training, validation and perhaps test images: where one has no validation ima
 images is set aside, so that nothing is ever chosen by the test images.
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from data.annotations import read_annotations
-from data.class_images import ClassSplit, ImageFiles, PixelArray, read_folder, read_folders
-from data.config import DATASETS_DIR, Archive, load_data_config, prepare
+from data.class_images import ClassSplit, PixelArray, open_files, read_folder, read_folders
+from data.config import Archive, load_data_config, prepare, shared_folder
 from data.download import get
+from data.files import Progress
 from data.images import read_image
-from data.path_list import PathList
 from utils.boxes import resize
 from utils.options import ROOT, InputError
 
 Splits = dict[str, ClassSplit]
+FOLDERS_RECIPE = "classes.yaml"  # of sets that have none of their own
 CIFAR_SIDE = 32
 GLYPH_SIDE = 32  # pixels of a cut-out mark
 GLYPH_CONTEXT = 1.3  # its side over the mark's longer one
 
 
-def read_set(data: str, val_share: float) -> Splits:
+def read_set(data: str, progress: Progress | None = None) -> Splits:
     """Read a set given by its name or as a folder; one of SETS is downloaded or drawn when it is not there yet.
 
     Args:
         data: a name of SETS, or a folder with train/ and perhaps val/ and test/.
-        val_share: share of each class's training images set aside for validation where there are none for it.
+        progress: told of the image files looked at.
+
+    Returns:
+        Training images, and perhaps validation and test images.
 
     Raises:
         InputError: there is no such set, or its files are not what they should be.
     """
     if data in SETS:
-        splits = SETS[data].read(SETS[data].get(data))
-    elif Path(data).is_dir():
-        splits = read_folders(Path(data))
-    else:
-        raise InputError(f"--data {data}: neither a folder nor one of {', '.join(SETS)}")
-    if "val" not in splits:
-        splits["train"], splits["val"] = splits["train"].divided(val_share)
-    return splits
+        return SETS[data].read(SETS[data].get(data), progress)
+    if Path(data).is_dir():
+        return read_folders(Path(data), progress)
+    raise InputError(f"--data {data}: neither a folder nor one of {', '.join(SETS)}")
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A set that is known by its name: where its archive is, and what reads the folder that it is unpacked into."""
+    """A set that is known by its name.
 
-    read: Callable[[Path], Splits]
+    Attributes:
+        read: reads the folder that its archive is unpacked into.
+        imgsz: side of its images in pixels.
+        recipe: what it is trained by when no other is chosen.
+        archive: what is downloaded, if anything.
+    """
+
+    read: Callable[[Path, Progress | None], Splits]
+    imgsz: int
+    recipe: str
     archive: Archive | None = None
 
     def get(self, name: str) -> Path:
         """Download what is not there yet; returns the set's folder."""
-        shared = os.environ.get(DATASETS_DIR)
-        root = (Path(shared).expanduser() if shared else ROOT / "datasets") / name
+        root = (shared_folder() or ROOT / "datasets") / name
         if self.archive is not None:
             get(self.archive, root)
         return root
@@ -84,33 +91,37 @@ def _read_cifar(root: Path, train: list[str], test: str, names: str, labels: int
     return splits
 
 
-def _read_cifar10(root: Path) -> Splits:
+def _read_cifar10(root: Path, _: Progress | None = None) -> Splits:
     batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
     return _read_cifar(root, batches, "test_batch.bin", "batches.meta.txt", 1)
 
 
-def _read_cifar100(root: Path) -> Splits:
+def _read_cifar100(root: Path, _: Progress | None = None) -> Splits:
     return _read_cifar(root, ["train.bin"], "test.bin", "fine_label_names.txt", 2)
 
 
-def _read_tiny_imagenet(root: Path) -> Splits:
-    """Read Tiny ImageNet; its labelled `val` is the test set here, as its own test images have no labels."""
-    train = read_folder(root / "train")
+def _read_tiny_imagenet(root: Path, progress: Progress | None = None) -> Splits:
+    """Read Tiny ImageNet; its labelled `val` is the test set here, as its own test images have no labels.
+
+    The classes are in the order of its wnids.txt, by which the SPD-Conv authors number them.
+    """
+    wnids = (root / "wnids.txt").read_text(encoding="utf-8").split()
     words = dict(line.split("\t", 1) for line in (root / "words.txt").read_text(encoding="utf-8").splitlines())
-    names = [words.get(name, name).split(",")[0] for name in train.names]
-    rows = [line.split("\t")[:2] for line in (root / "val/val_annotations.txt").read_text("utf-8").splitlines()]
-    unknown = sorted({name for _, name in rows} - set(train.names))
+    names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
+    train = read_folder(root / "train", wnids, progress)
+    table = root / "val/val_annotations.txt"
+    rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines()]
+    numbers = {wnid: number for number, wnid in enumerate(wnids)}
+    unknown = sorted({wnid for _, wnid in rows} - set(wnids))
     if unknown:
-        raise InputError(f"{root / 'val/val_annotations.txt'}: no such class: {unknown[0]}")
-    labels = np.array([train.names.index(name) for _, name in rows], np.int64)
-    files = ImageFiles(PathList([str(root / "val/images" / file) for file, _ in rows]))
-    return {
-        "train": ClassSplit.of_all(names, train.labels, train.images),
-        "test": ClassSplit.of_all(names, labels, files),
-    }
+        raise InputError(f"{table}: no such class: {unknown[0]}")
+    labels = np.array([numbers[wnid] for _, wnid in rows], np.int64)
+    folder = root / "val/images"
+    test = open_files(folder, [str(folder / file) for file, _ in rows], labels, names, progress)
+    return {"train": replace(train, names=names), "test": test}
 
 
-def _read_glyphs(_: Path) -> Splits:
+def _read_glyphs(_root: Path, _: Progress | None = None) -> Splits:
     """Cut the marks of the embedded detection set out of its images, each in a square around it."""
     config = load_data_config("glyphs.yaml")
     prepare(config)
@@ -129,9 +140,11 @@ def _read_glyphs(_: Path) -> Splits:
 
 
 SETS = {
-    "glyphs": NamedSet(_read_glyphs),
+    "glyphs": NamedSet(_read_glyphs, GLYPH_SIDE, "glyph-crops.yaml"),
     "cifar10": NamedSet(
         _read_cifar10,
+        CIFAR_SIDE,
+        "resnet50-cifar10.yaml",
         Archive(
             "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
             strip=1,
@@ -141,6 +154,8 @@ SETS = {
     ),
     "cifar100": NamedSet(
         _read_cifar100,
+        CIFAR_SIDE,
+        FOLDERS_RECIPE,
         Archive(
             "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
             strip=1,
@@ -150,6 +165,8 @@ SETS = {
     ),
     "tiny-imagenet": NamedSet(
         _read_tiny_imagenet,
+        64,
+        "resnet18-tinyimagenet.yaml",
         Archive(
             "https://cs231n.stanford.edu/tiny-imagenet-200.zip",
             strip=1,

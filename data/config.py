@@ -130,6 +130,12 @@ def _how_to_get(config: DataConfig, split: str) -> str:
     return f"get it with: python -m data.download {name}{only}; {elsewhere}"
 
 
+def shared_folder() -> Path | None:
+    """The folder of all data sets that the environment names, in either spelling."""
+    shared = os.environ.get(DATASETS_DIR) or os.environ.get(DATASETS_DIR.upper())
+    return Path(shared).expanduser() if shared else None
+
+
 def _root(source: Path, given: Any) -> Path:
     """The data set's folder: relative ones are taken from the YAML's folder, then from YOLOv5_DATASETS_DIR."""
     folder = source.absolute().parent
@@ -139,10 +145,10 @@ def _root(source: Path, given: Any) -> Path:
         raise InputError(f"{source}: path: expected a folder, found {brief(given)}")
     path = Path(given).expanduser()
     own = folder / path
-    shared = os.environ.get(DATASETS_DIR) or os.environ.get(DATASETS_DIR.upper())
+    shared = shared_folder()
     if path.is_absolute() or own.exists() or not shared:
         return own.resolve()
-    places = [Path(shared).expanduser() / part for part in (path, path.name)]
+    places = [shared / part for part in (path, path.name)]
     return next((place for place in places if place.exists()), places[-1]).resolve()
 
 

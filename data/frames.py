@@ -81,15 +81,15 @@ class Source(ABC):
         self.stop()
 
 
-def in_groups(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
-    """Gather runs of up to `most` frames of one size, fewer if they are large."""
+def in_groups(frames: Iterable[Frame], most: int, *, mixed: bool = False) -> Iterator[list[Frame]]:
+    """Gather runs of up to `most` frames of one size, or of any if `mixed`, fewer if they are large."""
     group: list[Frame] = []
     for frame in frames:
-        if group and frame.image.shape != group[0].image.shape:
+        if group and frame.image.shape != group[0].image.shape and not mixed:
             yield group
             group = []
         group.append(frame)
-        full = len(group) == most or frame.image.nbytes * (len(group) + 1) > GROUP_BYTES
+        full = len(group) == most or sum(one.image.nbytes for one in (*group, frame)) > GROUP_BYTES
         del frame  # or it lives on while the next is read
         if full:
             yield group

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import operator
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from data.augment import Image
 from data.files import Progress
-from data.images import read_header, read_image
+from data.images import read_header, read_image, reduced, reduction
 from utils.boxes import Letterbox, resize
 from utils.options import InputError
 
@@ -63,7 +62,7 @@ class ImageFiles:
     def read(self, index: int) -> Image:
         """Decode and resize an image."""
         geometry = self.letterboxes[index]
-        reduce = 1 if self.exact else _reduction(geometry.original_wh, geometry.scaled_wh)
+        reduce = 1 if self.exact else reduction(geometry.original_wh, geometry.scaled_wh)
         return resize(self.decode(index, reduce), geometry.scaled_wh)
 
     def decode(self, index: int, reduce: int = 1) -> Image:
@@ -77,23 +76,13 @@ class ImageFiles:
             image = read_image(path, reduce)
         except InputError as error:
             raise InputError(f"{error}; {_ADVICE}") from error
-        if (image.shape[1], image.shape[0]) not in (expected, _reduced(expected, reduce)):
+        if (image.shape[1], image.shape[0]) not in (expected, reduced(expected, reduce)):
             raise InputError(f"{path}: is {read_header(path)[:2]} pixels now, was {expected} when the labels were read")
         return image
 
     def bytes_resized(self) -> npt.NDArray[np.int64]:
         """Bytes of each image, (N)."""
         return 3 * self.letterboxes.sides_wh(lambda geometry: geometry.scaled_wh).prod(1)
-
-
-def _reduction(original_wh: tuple[int, int], scaled_wh: tuple[int, int]) -> int:
-    """How far a JPEG may be reduced in decoding and still has the pixels that the scaled image needs."""
-    fitting = (reduce for reduce in (8, 4, 2) if all(map(operator.ge, _reduced(original_wh, reduce), scaled_wh)))
-    return next(fitting, 1)
-
-
-def _reduced(size_wh: tuple[int, int], reduce: int) -> tuple[int, int]:
-    return -(-size_wh[0] // reduce), -(-size_wh[1] // reduce)
 
 
 class MemoryImages:

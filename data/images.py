@@ -1,6 +1,8 @@
 """Image files: their size from the header, whether they are whole, and their pixels; the one decoder of the project."""
 
 import contextlib
+import operator
+import os
 import struct
 import threading
 import warnings
@@ -32,14 +34,25 @@ _DECODING = {  # OpenCV's mode for each reduction
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 
 
+def reduction(original_wh: tuple[int, int], needed_wh: tuple[int, int]) -> int:
+    """How far a JPEG may be reduced in decoding and still has as many pixels as are needed: 1, 2, 4 or 8."""
+    fitting = (reduce for reduce in (8, 4, 2) if all(map(operator.ge, reduced(original_wh, reduce), needed_wh)))
+    return next(fitting, 1)
+
+
+def reduced(original_wh: tuple[int, int], reduce: int) -> tuple[int, int]:
+    """Size of a JPEG that is reduced in decoding."""
+    return -(-original_wh[0] // reduce), -(-original_wh[1] // reduce)
+
+
 def is_image(name: str) -> bool:
     """Whether a file name has an image's suffix."""
     return has_suffix(name, SUFFIXES)
 
 
 def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
-    """Whether a file name ends in one of these; macOS's `._` files, which go with others, are left out."""
-    return name[name.rfind(".") :].lower() in suffixes and not name.startswith("._")
+    """Whether a file's name, or path, ends in one of these; hidden files, such as macOS's `._` ones, are left out."""
+    return name[name.rfind(".") :].lower() in suffixes and not os.path.basename(name).startswith(".")  # noqa: PTH119
 
 
 @dataclass

@@ -6,6 +6,7 @@ convolution cannot take space-to-depth into itself: between the two stand a norm
 sub-map, and a ReLU. `models.fold` folds the stem, and the shortcuts if they have space-to-depth.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,9 +19,16 @@ from models.network import Network
 from utils.options import InputError, brief, from_mapping
 
 CLASSIFY = "classify"
-STEMS = ("small", "imagenet")
+STEM_STRIDES = {"small": 16, "imagenet": 32}  # of the whole network with that stem, where space-to-depth needs it
+STEM_SIZES = {"small": 32, "imagenet": 224}  # usual side of the images that a stem is for, in pixels
 WIDTHS = (64, 128, 256, 512)
-TINY_IMAGENET_MEAN, TINY_IMAGENET_STD = [0.4803, 0.4481, 0.3976], [0.2764, 0.2689, 0.2816]
+# Mean and deviation of red, green and blue, and the side in pixels, by the classes that the authors' checkpoints have:
+# those of Tiny ImageNet, and of CIFAR-100, with whose figures and outputs they trained on CIFAR-10
+AUTHORS_IMAGES: dict[int, dict[str, Any]] = {
+    200: {"mean": [0.4803, 0.4481, 0.3976], "std": [0.2764, 0.2689, 0.2816], "imgsz": 64},
+    100: {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762], "imgsz": 32},
+}
+TORCHVISIONS_IMAGES: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "imgsz": 224}
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class ResNetConfig:
         spd_shortcut: space-to-depth in the shortcuts too, where the authors kept strided convolutions.
         mean: of each colour, taken from images in 0..1.
         std: of each colour, that they are divided by.
-        imgsz: pixels of the longer side, as trained.
+        imgsz: pixels of the square images' side, as trained.
+        shrink: how many times fewer pixels a side they showed, as trained.
         task: tells the checkpoints of classifiers from those of detectors.
     """
 
@@ -46,6 +55,7 @@ class ResNetConfig:
     mean: list[float] = field(default_factory=lambda: [0.0] * 3)
     std: list[float] = field(default_factory=lambda: [1.0] * 3)
     imgsz: int = 32
+    shrink: int = 1
     task: str = CLASSIFY
 
     @property
@@ -189,7 +199,7 @@ class ResNet(Network):
     @property
     def max_stride(self) -> int:
         """What space-to-depth needs an image's sides to be multiples of; a strided network takes any, rounding up."""
-        return {"small": 16, "imagenet": 32}[self.config["stem"]]
+        return STEM_STRIDES[self.config["stem"]]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, nc)."""
@@ -214,8 +224,8 @@ def _read_config(content: dict[str, Any], source: str) -> ResNetConfig:
     config = from_mapping(ResNetConfig, content, source)
     if config.arch not in ARCHITECTURES:
         raise InputError(f"{source}: arch: expected one of {', '.join(ARCHITECTURES)}, found {config.arch!r}")
-    if config.stem not in STEMS:
-        raise InputError(f"{source}: stem: expected one of {', '.join(STEMS)}, found {config.stem!r}")
+    if config.stem not in STEM_SIZES:
+        raise InputError(f"{source}: stem: expected one of {', '.join(STEM_SIZES)}, found {config.stem!r}")
     if config.spd_shortcut and not config.spd:
         raise InputError(f"{source}: spd_shortcut: {config.arch} has no space-to-depth")
     if not 1 <= config.nc <= 100_000:
@@ -227,22 +237,51 @@ def _read_config(content: dict[str, Any], source: str) -> ResNetConfig:
 def _check_colours(config: ResNetConfig, source: str) -> None:
     for key, least in (("mean", 0.0), ("std", 1e-6)):
         values = getattr(config, key)
-        if len(values) != 3 or not all(isinstance(value, float | int) and value >= least for value in values):
+        if len(values) != 3 or not all(isinstance(value, float | int) and least <= value <= 1 for value in values):
             raise InputError(f"{source}: {key}: expected three numbers of 0..1, found {brief(values)}")
 
 
 def recognise(state: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Tell from the names and shapes in a state_dict which network with the small stem it is of; None if of none.
+    """Tell from the names and shapes in a state_dict which of these networks it is of; None if of none.
 
-    The colours of the SPD-Conv authors' Tiny ImageNet, of 200 classes, are known; others are taken as they are.
+    What the SPD-Conv authors' and torchvision's images were like is known by the classes and by the stem.
     """
-    if not {"fc.weight", "conv2_x.0.residual_function.0.weight"} <= state.keys():
+    depth = "50" if "conv2_x.0.residual_function.6.weight" in state else "18"
+    blocks = {re.sub(r"(\d\.)residual_function.*", r"\1", name) for name in state if "residual_function" in name}
+    _, repeats = ARCHITECTURES[f"resnet{depth}"]
+    expected = {f"conv{number}_x.{block}." for number, repeat in enumerate(repeats, 2) for block in range(repeat)}
+    if "fc.weight" not in state or blocks != expected:
         return None
-    depth = 50 if "conv2_x.0.residual_function.6.weight" in state else 18
     classes = len(state["fc.weight"])
-    colours = {"mean": TINY_IMAGENET_MEAN, "std": TINY_IMAGENET_STD, "imgsz": 64} if classes == 200 else {}
-    spd = "_spd" if "conv1.conv.conv.weight" in state else ""
-    return asdict(ResNetConfig(f"resnet{depth}{spd}", classes, **colours))  # type: ignore[arg-type]
+    if "conv1.conv.conv.weight" in state:
+        config = ResNetConfig(f"resnet{depth}_spd", classes, **AUTHORS_IMAGES.get(classes, {}))
+    elif state["conv1.0.weight"].shape[-1] == 7:
+        config = ResNetConfig(f"resnet{depth}", classes, stem="imagenet", **TORCHVISIONS_IMAGES)
+    else:
+        config = ResNetConfig(f"resnet{depth}", classes, **AUTHORS_IMAGES.get(classes, {}))
+    return asdict(config)
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a torchvision ResNet the names that they have here; other state_dicts stay as they are."""
+    if "layer1.0.conv1.weight" not in state:
+        return dict(state)
+    return {_renamed(name): tensor for name, tensor in state.items()}
+
+
+def _renamed(name: str) -> str:
+    """Where here is what torchvision calls `layer2.0.bn1.bias`: second stage, first block, first normalisation."""
+    first, _, rest = name.partition(".")
+    if first in ("conv1", "bn1"):
+        return f"conv1.{'conv1 bn1'.split().index(first)}.{rest}"
+    if not (found := re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", name)):
+        return name
+    stage, block, kind, number, tensor = found.groups()
+    if kind == "downsample.":
+        place = f"shortcut.{number}"
+    else:  # convolution, normalisation and ReLU follow one another
+        place = f"residual_function.{3 * (int(number) - 1) + (kind == 'bn')}"
+    return f"conv{int(stage) + 1}_x.{block}.{place}.{tensor}"
 
 
 def build_resnet(arch: str, nc: int, **settings: Any) -> ResNet:

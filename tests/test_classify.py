@@ -21,7 +21,8 @@ from classify import predict, train, val
 from tests.test_interruptions import raise_signal, same_end
 from tests.test_scripts import command
 from utils.checkpoint import load_checkpoint
-from utils.options import ROOT, InputError
+from utils.classification import Classifier
+from utils.options import ROOT, InputError, Interrupted
 
 FILES = (
     "opt.yaml hyp.yaml results.csv results.png labels.jpg train_batch0.jpg val_batch0_pred.jpg confusion_matrix.png "
@@ -67,7 +68,7 @@ def coloured(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def short(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Options of a training of 4 batches an epoch, on the strided network at its least size."""
+    """Options of a training of 4 batches an epoch, at the network's least size."""
     return settings | {"model": "resnet18_spd", "imgsz": 16, "noplots": True, "project": str(tmp_path)}
 
 
@@ -96,6 +97,50 @@ def test_val_measures_what_training_did(coloured: Path, pictures: Path, tmp_path
         plain.metrics.guesses.probabilities, report.metrics.guesses.probabilities, rtol=1e-4, atol=1e-5
     )
     assert not list((tmp_path / "exp2").glob("*.png"))
+
+
+def test_val_sees_images_as_training_did(short: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    """The same shrunk images of the same share of the training images, unless it is told otherwise."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train").symlink_to(pictures / "train")
+    told = short | {"data": str(tmp_path / "set"), "epochs": 1}
+    trained = train.run(**told, val_share=0.25, shrink=2)
+    settings = {"weights": str(tmp_path / "exp/weights/best.pt"), "data": told["data"], "workers": 0, "noplots": True}
+    report = val.run(**settings, project=str(tmp_path / "val"))
+    assert report.split.places.tolist() == trained.split.places.tolist()
+    np.testing.assert_array_equal(report.metrics.guesses.probabilities, trained.metrics.guesses.probabilities)
+    other = val.run(**settings, project=str(tmp_path / "val"), shrink=1, val_share=0.5)
+    assert len(other.split) == 8
+    assert not np.isin(trained.metrics.guesses.probabilities, other.metrics.guesses.probabilities).all()
+
+
+def test_val_refuses_data_of_other_classes(coloured: Path, pictures: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, source in (("red", "red"), ("zblue", "blue")):
+            (tmp_path / "set" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / split / name).symlink_to(pictures / split / source)
+    with pytest.raises(InputError, match=r"best.pt: class 0 is 'blue', but 'red' in the data; they must agree"):
+        val.run(weights=str(coloured / "weights/best.pt"), data=str(tmp_path / "set"), project=str(tmp_path))
+
+
+def test_predict_classifies_files_of_any_size_together(
+    coloured: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    for number, shape in enumerate([(30, 30), (24, 60), (2, 5000), (60, 24)]):
+        cv2.imwrite(str(tmp_path / f"mixed/a_{number}.png"), np.full((*shape, 3), COLOURS["red"], np.uint8))
+    writer = cv2.VideoWriter(str(tmp_path / "mixed/a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (32, 24))
+    for _ in range(2):
+        writer.write(np.full((24, 32, 3), COLOURS["blue"], np.uint8))
+    writer.release()
+    batches = []
+    forward = Classifier.__call__
+    monkeypatch.setattr(Classifier, "__call__", lambda self, batch: batches.append(len(batch)) or forward(self, batch))
+    weights, source = str(coloured / "weights/best.pt"), str(tmp_path / "mixed")
+    predict.run(weights=weights, source=source, project=str(tmp_path), batch_size=4, save_txt=True)
+    assert batches == [4, 2]
+    assert len(list((tmp_path / "exp/labels").iterdir())) == 6
+    assert cv2.imread(str(tmp_path / "exp/a_2.png")).shape == (2, 5000, 3)  # enlarged, it would be of 400,000 columns
 
 
 def test_predict_labels_a_folder(
@@ -132,6 +177,19 @@ def test_a_run_stopped_by_a_signal_ends_as_one_left_alone(
     assert load_checkpoint(tmp_path / "cut/weights/last.pt")["place"]["batch"] == 2
     train.run(resume=str(tmp_path / "cut"))
     same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_bare_resume_goes_on_with_a_run_of_its_own_task(
+    short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        raise_signal(patch, signal.SIGTERM, batch=1)
+        with pytest.raises(Interrupted):
+            train.run(**short | {"project": "runs/classify/train"})
+    with pytest.raises(InputError, match=r"--resume: no last.pt below runs/train"):
+        detector_train.run(resume="newest")
+    assert train.run(resume="newest") is not None
 
 
 def test_a_set_without_validation_images_has_some_set_aside(
@@ -173,7 +231,12 @@ def test_weights_go_on_to_another_number_of_classes(
     (tmp_path / "set/train").mkdir(parents=True)
     for name, source in (("a", "blue"), ("b", "red"), ("c", "red")):
         (tmp_path / "set/train" / name).symlink_to(pictures / "train" / source)
-    train.run(**short | {"data": str(tmp_path / "set"), "epochs": 1}, weights=str(coloured / "weights/best.pt"))
+    told = short | {"data": str(tmp_path / "set"), "epochs": 1}
+    del told["model"]
+    before = load_checkpoint(coloured / "weights/best.pt")
+    train.run(**told, weights=str(coloured / "weights/best.pt"))
+    after = load_checkpoint(tmp_path / "exp/weights/best.pt")["config"]
+    assert {key: after[key] for key in ("arch", "mean")} == {key: before["config"][key] for key in ("arch", "mean")}
     assert "2 of another shape (fc.weight: (2, 512) for (3, 512))" in capsys.readouterr().out
     with pytest.raises(InputError, match="has 2 classes, but the data 3; they must agree"):
         val.run(weights=str(coloured / "weights/best.pt"), data=str(tmp_path / "set"))
@@ -187,6 +250,9 @@ def test_weights_go_on_to_another_number_of_classes(
         ({"model": "resnet18", "spd_shortcut": True}, "spd_shortcut: resnet18 has no space-to-depth"),
         ({"fitness": "AP"}, "--fitness 'AP': expected a sum such as 'top1', of top1, top5, P, R, F1"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"shrink": 100}, "--shrink 100: leaves nothing of images of 32 px"),
+        ({"val_share": 0.2}, "--val-share: has no effect, as .* has val/"),
+        ({"hyp": "resnet50-cifar10.yaml", "cos_lr": True}, "--cos-lr: has no effect, as .* sets lr_steps"),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_nothing_is_written(
@@ -195,6 +261,16 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(
     with pytest.raises(InputError, match=message):
         train.run(**short | changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_recipe_and_size_are_those_of_the_data_set() -> None:
+    assert (train.Options().hyp, train.Options().imgsz) == ("glyph-crops.yaml", 32)
+    tiny = train.Options(data="tiny-imagenet")
+    assert (tiny.hyp, tiny.imgsz) == ("resnet18-tinyimagenet.yaml", 64)
+    folder = train.Options(data="photos", stem="imagenet")
+    assert (folder.hyp, folder.imgsz) == ("classes.yaml", 224)
+    own = train.Options(data="cifar10", hyp="mine.yaml", imgsz=48)
+    assert (own.hyp, own.imgsz) == ("mine.yaml", 48)
 
 
 def test_the_scripts_run_from_the_projects_folder() -> None:

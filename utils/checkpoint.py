@@ -10,7 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.resnet import recognise
+from models.resnet import ARCHITECTURES, CLASSIFY, from_torchvision, recognise
 from utils.archive import ContentError, as_float32, plain_copy, read_archive
 from utils.legacy import INERT, find_state, parse_legacy
 from utils.options import InputError
@@ -30,7 +30,7 @@ _TRAINING_STATE = ("updates", "optimizer", "scaler", "rng", "place", "planned", 
 _LATER = {"scale", "planned"}  # keys that older checkpoints of this format lack
 KEYS = {"format", "config", "names", "model", "ema", "epoch", "best", "options", "hyp", "versions", *_TRAINING_STATE}
 KEYS |= _LATER
-DETECT, CLASSIFY = "detect", "classify"  # tasks: a config without one is a detector's
+DETECT = "detect"  # the task of a config without one
 _FOR = {
     DETECT: "a detector, for train.py, val.py and detect.py",
     CLASSIFY: "a classifier, for the scripts in classify/",
@@ -45,6 +45,7 @@ class Weights:
     names: list[str]
     state_dict: dict[str, Tensor]
     source: Path
+    options: dict[str, Any] = field(default_factory=dict)  # of the training, in a checkpoint of ours
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read the model in a checkpoint of ours, of YOLOv5, or of the authors' ResNets, told apart by their content.
+    """Read the model in a checkpoint of ours, YOLOv5's, the authors' or torchvision's, told apart by its content.
 
     It is the EMA where there is one.
 
@@ -163,14 +164,18 @@ def read_weights(path: Path) -> Weights:
     """
     content = read_archive(path, inert=INERT)
     if not (isinstance(content, dict) and "format" in content):
-        state = find_state(content)
+        state = from_torchvision(find_state(content))
         config = recognise(state)
         if config is not None:
             return Weights(config, [str(number) for number in range(config["nc"])], _as_float32(state, path), path)
+        if "conv2_x.0.residual_function.0.weight" in state:
+            raise InputError(f"{path}: holds a ResNet that is none of {', '.join(ARCHITECTURES)}")
         legacy = parse_legacy(content, path)
         return Weights(legacy.config, legacy.names, legacy.state_dict, path)
     ours = _ours(content, path)
-    return Weights(ours["config"], ours["names"], _as_float32(ours["ema"] or ours["model"], path), path)
+    state = _as_float32(ours["ema"] or ours["model"], path)
+    options = ours["options"] if isinstance(ours["options"], dict) else {}
+    return Weights(ours["config"], ours["names"], state, path, options)
 
 
 def _as_float32(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

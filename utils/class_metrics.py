@@ -48,11 +48,15 @@ class ClassMetrics:
         }
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Images, precision, recall and F1 of each class; nan where there is nothing to divide by."""
+        """Images, precision, recall and F1 of each class; nan where it is neither there nor guessed.
+
+        The precision of a class that is there and never guessed is 0, or guessing few classes would pay.
+        """
         right, guessed, true = np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0)
         rows = []
         for name, hit, said, there in zip(self.names, right.tolist(), guessed.tolist(), true.tolist(), strict=True):
-            shares = {"P": _ratio(hit, said), "R": _ratio(hit, there), "F1": _ratio(2 * hit, said + there)}
+            precision = _ratio(hit, said) if said else _ratio(0, there)
+            shares = {"P": precision, "R": _ratio(hit, there), "F1": _ratio(2 * hit, said + there)}
             rows.append({"name": name, "images": there, **shares})
         return rows
 

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from data.class_dataset import ClassBatch, collate, to_item
-from data.frames import Frame, Source
+from data.frames import Frame, Source, in_groups
 from utils.boxes import resize
 from utils.class_metrics import KEPT
 from utils.classification import Classifier
-from utils.detection_files import Found, Output
+from utils.detection_files import Found, Output, result_stems
 from utils.drawing import draw_detections
 from utils.pipeline import Pipeline
-from utils.report import JsonList, unique_stems, write_text_atomically
+from utils.report import JsonList, write_text_atomically
 
 WAITING = 2  # results of a stage that may wait for the next one; of live sources, 1
-LEAST_PICTURE = 160  # pixels of a drawn image's shorter side, for the label to be read
+LEAST_PICTURE = 160  # pixels of a drawn image's shorter side, for the label to be read, ...
+MOST_PICTURE = 4096  # ... unless its longer one would have more than these
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ class Classification:
     batch_size: int = 1  # frames in a forward pass
 
     def __post_init__(self) -> None:
-        files = self.source.files
-        self._stems = dict(zip(files, unique_stems(files), strict=True))
+        self._stems = result_stems(self.source.files)
 
     def pipeline(self) -> Pipeline[Classified]:
         """What each frame is taken for, in order and written already; to be entered and iterated over."""
         stages = (self._prepare, self._classify, self._write)
         depth = 1 if self.source.live else WAITING
-        return Pipeline(self.source.groups(self.batch_size), *stages, depth=depth, stop=self.source.stop)
+        # what frames become is of one size, whatever theirs is
+        groups = self.source.groups(1) if self.source.live else in_groups(self.source, self.batch_size, mixed=True)
+        return Pipeline(groups, *stages, depth=depth, stop=self.source.stop)
 
     def _prepare(self, groups: Iterator[list[Frame]]) -> Generator[tuple[list[Frame], ClassBatch], None, None]:
         for frames in groups:
@@ -69,7 +71,8 @@ class Classification:
         if not self.draws:
             return None
         height, width = frame.image.shape[:2]
-        scale = 1 if frame.is_video else max(-(-LEAST_PICTURE // min(height, width)), 1)
+        scale = 1 if frame.is_video else -(-LEAST_PICTURE // min(height, width))
+        scale = max(min(scale, MOST_PICTURE // max(height, width)), 1)
         picture = resize(frame.image, (width * scale, height * scale))
         whole = row * torch.tensor([scale] * 4 + [1] * 2)
         return draw_detections(picture, whole, self.classifier.model.names)

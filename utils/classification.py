@@ -1,5 +1,6 @@
 """A classifier at work on batches and on splits: its loss, its guesses, and the report of a validation."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,37 @@ from torch import Tensor
 
 from data.class_dataset import ClassBatch
 from data.class_images import ClassSplit
+from data.class_sets import Splits, read_set
 from data.loader import Loader
-from models.resnet import ResNet
-from utils.checkpoint import CLASSIFY, Weights, read_weights, refuse_other_task
+from models.resnet import CLASSIFY, ResNet
+from utils.checkpoint import Weights, read_weights, refuse_other_task
 from utils.class_metrics import KEPT, ClassMetrics, Guesses
 from utils.drawing import plot_batch
 from utils.engine import Course, ReadyModel, run_over
 from utils.options import InputError, Ranged, option
 from utils.report import class_table
-from utils.runs import rebuild
+from utils.runs import check_image_size, rebuild, scan_progress, warn_of
 from utils.training import Criterion
 from utils.validation import describe
 
 ENLARGED = 6.0  # most times that small images are enlarged in a picture
 FITNESS = "top1"
 FIGURES = ("top1", "top5", "P", "R", "F1")
+VAL_SHARE = 0.1
+SHRINK = "throw away pixels first: show images at so many times fewer a side"
+
+
+@dataclass
+class ClassDataOptions(Ranged):
+    """Flags of the scripts that read a set of classified images; a field is a flag."""
+
+    data: str = option("glyphs", "glyphs, cifar10, cifar100, tiny-imagenet, or a folder with train/, val/, test/")
+    val_share: float | None = option(
+        None,
+        f"share of the training images set aside for validation if the set has none; {VAL_SHARE} when not given",
+        least=0.001,
+        most=0.9,
+    )
 
 
 @dataclass
@@ -36,7 +53,7 @@ class ClassifierOptions(Ranged):
     imgsz: int | None = option(
         None, "side of the images in pixels; as trained when not given", aliases=("--img", "--img-size"), least=1
     )
-    shrink: int = option(1, "throw away pixels first: show images at so many times fewer a side", least=1)
+    shrink: int | None = option(None, f"{SHRINK}; as trained when not given", least=1)
     device: str = option("", "cpu, or a GPU's number; empty chooses")
     project: str = option("runs/classify", "folder of runs")
     name: str = option("exp", "name of the run")
@@ -162,13 +179,66 @@ def build_classifier(weights: Weights) -> ResNet:
     return rebuild(lambda: ResNet(weights.config, names=weights.names, source=str(weights.source)), weights)
 
 
-def open_classifier(path: str, data_names: list[str] | None = None) -> ResNet:
+def open_classifier(path: str) -> ResNet:
     """Read a trained classifier.
 
     Raises:
-        InputError: no checkpoint of one, or its classes are not those of the data.
+        InputError: no checkpoint of one.
     """
-    model = build_classifier(read_weights(Path(path)))
-    if data_names is not None and len(model.names) != len(data_names):
-        raise InputError(f"{path}: has {len(model.names)} classes, but the data {len(data_names)}; they must agree")
-    return model
+    return build_classifier(read_weights(Path(path)))
+
+
+def refuse_other_classes(model: ResNet, names: list[str], source: str) -> None:
+    """Refuse data whose classes are not the model's; where the model has none but numbers, as many will do.
+
+    Raises:
+        InputError: it says what differs.
+    """
+    if len(model.names) != len(names):
+        raise InputError(f"{source}: has {len(model.names)} classes, but the data {len(names)}; they must agree")
+    if model.names == [str(number) for number in range(len(names))]:
+        return
+    for number, (own, other) in enumerate(zip(model.names, names, strict=True)):
+        if own != other:
+            raise InputError(f"{source}: class {number} is '{own}', but '{other}' in the data; they must agree")
+
+
+def view(model: ResNet, imgsz: int | None, shrink: int | None) -> tuple[int, int]:
+    """The side in pixels that images get, and how many times fewer they show, by default as the model was trained.
+
+    Raises:
+        InputError: less than a pixel would be left.
+    """
+    size = check_image_size(imgsz or model.config["imgsz"], model.max_stride)
+    shrink = shrink or model.config["shrink"]
+    refuse_shrink(size, shrink)
+    return size, shrink
+
+
+def refuse_shrink(size: int, shrink: int) -> None:
+    """Refuse to leave less than a pixel of images of a `size`."""
+    if shrink > size:
+        raise InputError(f"--shrink {shrink}: leaves nothing of images of {size} px")
+
+
+def read_splits(options: ClassDataOptions, trained_share: float | None = None) -> Splits:
+    """Read a set with a progress bar, say what it holds and what is wrong with it, and see to its validation images.
+
+    Args:
+        options: tell which set, and perhaps the share of training images to set aside.
+        trained_share: the share that a model in use was trained with.
+
+    Raises:
+        InputError: as `read_set`, or a share is asked for of a set that has validation images.
+    """
+    with scan_progress(f"{options.data}: images") as show:
+        splits = read_set(options.data, show)
+    if "val" not in splits:
+        share = options.val_share or trained_share or VAL_SHARE
+        splits["train"], splits["val"] = splits["train"].divided(share)
+    elif options.val_share is not None:
+        raise InputError(f"--val-share: has no effect, as {options.data} has val/")
+    for name, split in splits.items():
+        logging.getLogger("yolov5-spd").info(f"{name}: {len(split)} images of {len(split.names)} classes")
+        warn_of(split.problems, name)
+    return splits

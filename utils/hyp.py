@@ -26,10 +26,14 @@ SHARES = (
     "min_visible",
     "lr_steps",
     "lr_step_factor",
+    "crop_padding",
+    "mean",
+    "std",
 )
 RANGES: dict[str, tuple[float, float]] = {  # of the others, any number that is not negative
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys(("momentum", "warmup_momentum"), (0, 0.9999)),
+    "ema_decay": (0, 0.999999),
     "anchor_t": (1.01, math.inf),
     "nominal_batch": (1, math.inf),
     "ema_tau": (1, math.inf),
@@ -54,6 +58,7 @@ class Recipe:
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
     nominal_batch: int = 64  # gradients are accumulated up to about so many images
+    ema_decay: float = 0.9999  # of the average of the weights: its memory is of about 1 / (1 - decay) updates
     ema_tau: float = 2000.0  # updates after which the average's decay has come 63 % of its way
     label_smoothing: float = 0.0
 

@@ -20,19 +20,19 @@ CHANGEABLE = frozenset(  # flags that may be given anew with --resume; all other
 )
 
 
-def find_last(resume: str) -> Path:
-    """Turn `--resume`'s value, a checkpoint, a run's folder or `newest`, into the path of a checkpoint."""
+def find_last(resume: str, project: str) -> Path:
+    """Turn `--resume`'s value, a checkpoint, a run's folder or `newest` of a project, into a checkpoint's path."""
     if resume != "newest":
         path = Path(resume).resolve()
         return path / "weights" / "last.pt" if path.is_dir() else path
-    return newest("last.pt")
+    return newest("last.pt", project)
 
 
-def newest(name: str) -> Path:
-    """The file of a name that was written last of those below runs/."""
-    found = sorted(Path("runs").glob(f"**/{name}"), key=lambda path: path.stat().st_mtime)
+def newest(name: str, project: str) -> Path:
+    """The file of a name that was written last of those below a folder of runs."""
+    found = sorted(Path(project).glob(f"**/{name}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError(f"--resume: no {name} below runs/")
+        raise InputError(f"--resume: no {name} below {project}")
     return found[-1].resolve()
 
 
@@ -72,7 +72,7 @@ def changed_options(saved: T, options: T, given: Iterable[str], changeable: Coll
 
 def fingerprint(table: Annotations) -> dict[str, Any]:
     """What a run must find again of a split when it is resumed, wherever the data lie by then."""
-    files = "\n".join(path.name for path in table.paths).encode()
+    files = "\n".join(path.name for path in table.paths).encode(errors="surrogateescape")
     return {
         "classes": list(table.names),
         "number of images": len(table),

@@ -163,6 +163,8 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         if checkpoint is not None:
             return to_recipe(self.task.recipe, checkpoint["hyp"], f"{options.resume}: hyp")
         hyp = self.task.load_recipe(options.hyp)
+        if options.cos_lr and hyp.lr_steps:
+            raise InputError(f"--cos-lr: has no effect, as {options.hyp} sets lr_steps")
         if options.label_smoothing is not None:
             hyp = replace(hyp, label_smoothing=options.label_smoothing)
         return replace(hyp, optimizer=options.optimizer or hyp.optimizer or "SGD")
@@ -187,7 +189,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         assert hyp.optimizer is not None
         return Trainer(
             model=model,
-            ema=EMA(model, tau=hyp.ema_tau),
+            ema=EMA(model, decay=hyp.ema_decay, tau=hyp.ema_tau),
             criterion=self.make_criterion(),
             optimizer=make_optimizer(model, hyp.optimizer, hyp, self.batch_size),
             schedule=Schedule(hyp, options.epochs, len(self.loader), self.batch_size, cosine=options.cos_lr),
@@ -363,7 +365,7 @@ def run_training(kind: type[TrainingRun[O, H, M, B, R]], options: O) -> R:
     """Train as the options say, from the start or from where a run stopped; returns the best epoch's validation."""
     checkpoint = None
     if options.resume:
-        path = find_last(options.resume)
+        path = find_last(options.resume, options.project)
         checkpoint = load_checkpoint(path)
         refuse_other_task(checkpoint["config"], kind.task.name, path)
         options = resumed_options(options, checkpoint, path)

@@ -19,6 +19,7 @@ from torch import nn
 from data.annotations import Annotations, read_annotations
 from data.config import DataConfig
 from data.frames import Source
+from data.problems import Problem
 from models.yolo import Model, load_model
 from utils.checkpoint import DETECT, TransferReport, Weights, read_weights, refuse_other_task, transfer
 from utils.lift import LiftReport, lift
@@ -129,11 +130,17 @@ def read_split(config: DataConfig, split: str) -> Annotations:
         table = read_annotations(config, split, cache=CACHE, progress=show)
     objects, empty = int((~table.crowd).sum()), int((table.counts == 0).sum())
     logger.info(f"{split}: {len(table)} images, {objects} labels, {empty} images without")
-    for problem in table.problems[:SHOWN_PROBLEMS]:
-        logger.warning(problem)
-    if table.problems:
-        logger.warning(f"{split}: {len(table.problems)} problems; python -m data.check {config.source} shows them all")
+    warn_of(table.problems, split, f"; python -m data.check {config.source} shows them all")
     return table
+
+
+def warn_of(problems: Sequence[Problem], split: str, advice: str = "") -> None:
+    """Tell what is wrong with a split, the first of it in full."""
+    logger = logging.getLogger("yolov5-spd")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        logger.warning(problem)
+    if problems:
+        logger.warning(f"{split}: {len(problems)} problems{advice}")
 
 
 def seed_everything(seed: int) -> None:

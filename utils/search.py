@@ -118,7 +118,7 @@ def evolve(options: O, make: Callable[[O], Run]) -> None:
 
 def _resumed(options: O, resume: str) -> O:
     """The options of the search to go on with, its own recipe and folder among them, with those that may change."""
-    path = newest(JOURNAL) if resume == "newest" else Path(resume).resolve() / JOURNAL
+    path = newest(JOURNAL, _project(options)) if resume == "newest" else Path(resume).resolve() / JOURNAL
     if not path.is_file():
         raise InputError(f"--resume {resume}: expected the folder of a search, with its {JOURNAL}")
     folder = path.parent
@@ -129,10 +129,13 @@ def _resumed(options: O, resume: str) -> O:
     return replace(changed, **place)  # type: ignore[type-var]
 
 
+def _project(options: SearchOptions) -> str:
+    return options.project if "project" in options.given else "runs/evolve"
+
+
 def _begin(options: SearchOptions, recipe: Hyp) -> Path:
     """Make a new search's folder, with the options and the recipe to start from."""
-    project = options.project if "project" in options.given else "runs/evolve"
-    folder = make_run_folder(project, options.name, exist_ok=options.exist_ok)
+    folder = make_run_folder(_project(options), options.name, exist_ok=options.exist_ok)
     if (folder / JOURNAL).is_file():
         raise InputError(f"--exist-ok: {folder} holds a search already; --resume {folder} goes on with it")
     write_yaml(folder / "opt.yaml", asdict(options))  # type: ignore[call-overload]

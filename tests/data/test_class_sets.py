@@ -1,5 +1,6 @@
 """Classification sets: folders, CIFAR's bytes, Tiny ImageNet's layout, the marks of glyphs, and what is set aside."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
             for name in names:
                 path = tmp_path / part / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(path), images(1)[0])
+                if path.suffix == ".txt":
+                    path.write_text("no image")
+                else:
+                    cv2.imwrite(str(path), images(1)[0])
         return tmp_path
 
     return make
@@ -44,16 +48,57 @@ def test_a_class_is_a_folder_in_the_order_of_the_training_folders(folder: Callab
     assert splits.keys() == {"train", "val"}
     train, val = splits["train"], splits["val"]
     assert train.names == val.names == ["a", "b"]
-    assert [(train.name(n), train.labels[n]) for n in range(3)] == [("a/2.png", 0), ("deep/1.png", 0), ("b/1.png", 1)]
+    assert [(train.name(n), train.labels[n]) for n in range(3)] == [("a/2.png", 0), ("a/deep/1.png", 0), ("b/1.png", 1)]
     assert val.labels.tolist() == [1]
+
+
+def test_files_that_are_no_images_are_named_and_left_out(folder: Callable[..., Path]) -> None:
+    root = folder(train=["a/1.png", "a/2.png", "a/3.png", "b/1.png"])
+    (root / "train/a/2.png").write_bytes(b"no image")
+    (root / "train/a/.hidden.png").write_bytes(b"nor this")
+    train = read_folders(root)["train"]
+    assert [train.name(n) for n in range(len(train))] == ["a/1.png", "a/3.png", "b/1.png"]
+    assert train.labels.tolist() == [0, 0, 1]
+    (problem,) = train.problems
+    assert str(problem).startswith(f"{root / 'train/a/2.png'}: ")
+    cv2.imwrite(str(root / "train/b/1.png"), images(1, 9)[0])
+    assert read_folders(root)["train"].images.identity() != train.images.identity()
+
+
+def test_file_names_that_are_no_unicode_can_be_shown(folder: Callable[..., Path]) -> None:
+    root = folder(train=["a/1.png", "b/1.png"])
+    (root / "train/a/1.png").rename(os.fsdecode(os.fsencode(root) + b"/train/a/\xe9.png"))
+    train = read_folders(root)["train"]
+    assert train.name(0) == "a/\ufffd.png"
+    assert train.read(0).shape == (8, 8, 3)
+    assert b"a/\xe9.png" in train.images.identity()
+    (root / "train/b").rename(os.fsdecode(os.fsencode(root) + b"/train/\xe9"))
+    with pytest.raises(InputError, match="expected a class name of printable characters"):
+        read_folders(root)
+
+
+def test_large_jpegs_are_decoded_no_larger_than_training_needs(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "train" / name / "1.jpg"), np.full((160, 320, 3), 90, np.uint8))
+    train = read_folders(tmp_path)["train"]
+    assert train.read(0).shape == (160, 320, 3)
+    assert train.read(0, side=32).shape == (40, 80, 3)
+    assert train.read(0, side=100).shape == (160, 320, 3)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"val": ["a/1.png"]}, "expected train/"),
+        ({"train": ["a/1.png"]}, "train: expected folders of two classes or more, found a alone"),
+        ({"train": ["a/1.png", "b/x.txt"]}, "train/b: no images that can be read"),
+        ({"train": ["a/x.txt", "b/x.txt"]}, "train: no images .* that can be read"),
         ({"train": ["1.png"]}, "train: expected a folder of images for each class, found none"),
-        ({"train": ["a/1.png"], "test": ["z/1.png"]}, "test/z: no such class in the training folder, which has a"),
+        (
+            {"train": ["a/1.png", "b/1.png"], "test": ["z/1.png"]},
+            "test/z: no such class in the training folder, .* a, b",
+        ),
     ],
 )
 def test_other_folders_are_refused(files: dict[str, list[str]], message: str, folder: Callable[..., Path]) -> None:
@@ -94,13 +139,24 @@ def test_cifars_records_become_images(reader: Callable[[Path], class_sets.Splits
 
 def test_tiny_imagenets_official_validation_images_are_the_test_images(folder: Callable[..., Path]) -> None:
     root = folder(train=["n1/images/n1_0.JPEG", "n2/images/n2_0.JPEG"], val=["images/val_0.JPEG", "images/val_1.JPEG"])
+    (root / "wnids.txt").write_text("n2\nn1\n")  # not sorted, as the real one
     (root / "words.txt").write_text("n1\tgoldfish, Carassius auratus\nn2\tbullfrog\nn3\tother\n")
     (root / "val/val_annotations.txt").write_text("val_1.JPEG\tn1\t0\t0\t9\t9\nval_0.JPEG\tn2\t0\t0\t9\t9\n")
     splits = class_sets._read_tiny_imagenet(root)
     assert splits.keys() == {"train", "test"}
-    assert splits["test"].names == ["goldfish", "bullfrog"]
-    assert [splits["test"].name(n) for n in range(2)] == ["images/val_1.JPEG", "images/val_0.JPEG"]
-    assert splits["test"].labels.tolist() == [0, 1]
+    assert splits["train"].names == splits["test"].names == ["bullfrog", "goldfish"]
+    assert [splits["train"].name(n) for n in range(2)] == ["n2/images/n2_0.JPEG", "n1/images/n1_0.JPEG"]
+    assert splits["train"].labels.tolist() == [0, 1]
+    assert [splits["test"].name(n) for n in range(2)] == ["val_1.JPEG", "val_0.JPEG"]
+    assert splits["test"].labels.tolist() == [1, 0]
+
+
+def test_sets_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(class_sets, "get", lambda _archive, _root: None)
+    for name in ("YOLOv5_DATASETS_DIR", "YOLOV5_DATASETS_DIR"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, str(tmp_path))
+            assert class_sets.SETS["cifar10"].get("cifar10") == tmp_path / "cifar10"
 
 
 def test_the_square_is_the_middle_at_the_size_asked_for() -> None:
@@ -108,6 +164,7 @@ def test_the_square_is_the_middle_at_the_size_asked_for() -> None:
     image[:, 10:30] = 255
     assert (square(image, 20) == 255).all()
     assert square(image, 32).shape == (32, 32, 3)
+    assert square(np.zeros((2, 30_000, 3), np.uint8), 224).shape == (224, 224, 3)  # never 224 x 3,360,000
     fine = np.indices((32, 32)).sum(0) % 2 * np.uint8(255)
     assert np.ptp(square(np.repeat(fine[..., None], 3, 2).astype(np.uint8), 32, shrink=2)) <= 1  # the pattern is gone
 
@@ -134,7 +191,7 @@ def test_what_is_not_augmented_is_the_image_itself() -> None:
 
 def test_colour_statistics_are_numpys() -> None:
     whole = split([9], 16)
-    mean, std = colour_statistics(ClassDataset(whole, 16))
+    mean, std = colour_statistics(whole, 16)
     rgb = whole.images.pixels[..., ::-1].reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, rgb.mean(0), atol=1e-4)
     np.testing.assert_allclose(std, rgb.std(0), atol=1e-4)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from models.resnet import build_resnet
+from models.resnet import ResNet, build_resnet
 from models.yolo import load_model
 from tests.utils.damage import flipped_files
 from utils.checkpoint import (
@@ -317,3 +318,27 @@ def test_the_authors_resnets_are_recognised_by_their_tensors(arch: str, prefix: 
     assert weights.config["std"] == [0.2764, 0.2689, 0.2816]
     assert all(torch.equal(value, weights.state_dict[key]) for key, value in model.state_dict().items())
     assert transfer(build_resnet(arch, 200), weights).missing == []
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_torchvisions_resnets_become_ours(arch: str, tmp_path: Path) -> None:
+    reference = getattr(torchvision.models, arch)(num_classes=7).eval()
+    torch.save(reference.state_dict(), tmp_path / "x.pth")
+    weights = read_weights(tmp_path / "x.pth")
+    assert (weights.config["arch"], weights.config["stem"], weights.config["imgsz"]) == (arch, "imagenet", 224)
+    model = ResNet(weights.config | {"mean": [0.0] * 3, "std": [1.0] * 3})
+    model.load_state_dict(weights.state_dict)
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(images), reference(images))
+
+
+def test_torchvisions_deeper_resnets_are_of_no_kind(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet34(num_classes=2).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match="holds a ResNet that is none of resnet18, resnet50, "):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_the_authors_cifar_network_has_the_colours_that_it_was_trained_with(tmp_path: Path) -> None:
+    torch.save(build_resnet("resnet18_spd", 100).state_dict(), tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth").config["mean"] == [0.5071, 0.4865, 0.4409]

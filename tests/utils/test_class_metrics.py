@@ -36,12 +36,19 @@ def test_figures_are_those_of_a_plain_loop(classes: int) -> None:
     assert metrics.matrix.sum() == len(pairs)
 
 
+def test_classes_that_are_never_guessed_count_as_precision_0() -> None:
+    guesses = Guesses(np.zeros((4, 1), np.int64), np.ones((4, 1)))
+    metrics = ClassMetrics(["a", "b", "absent"], np.array([0, 0, 0, 1]), guesses)
+    assert [row["P"] for row in metrics.per_class()] == pytest.approx([0.75, 0, math.nan], nan_ok=True)
+    assert metrics.figures["P"] == pytest.approx(0.375)
+
+
 def test_the_worst_mistakes_come_first() -> None:
     guesses = Guesses(np.array([[0], [1], [1], [0]]), np.array([[0.9], [0.6], [0.8], [0.7]]))
     assert ClassMetrics(["a", "b"], np.array([0, 0, 0, 1]), guesses).mistakes().tolist() == [2, 3, 1]
 
 
-@pytest.mark.parametrize("name", ["glyph-crops", "resnet18-tinyimagenet", "resnet50-cifar10"])
+@pytest.mark.parametrize("name", ["glyph-crops", "classes", "resnet18-tinyimagenet", "resnet50-cifar10"])
 def test_shipped_recipes_are_read(name: str) -> None:
     assert load_class_hyp(f"{name}.yaml").optimizer == "SGD"
 
@@ -63,6 +70,8 @@ def test_the_authors_rates_fall_at_their_epochs() -> None:
         ("lr_steps: [0.3, 60]", "lr_steps: expected 0 to 1, found 60"),
         ("lr_steps: [a]", "lr_steps: expected 0 to 1, found a"),
         ("fliplr: 2", "fliplr: expected 0 to 1, found 2"),
+        ("crop_padding: 4", "crop_padding: expected 0 to 1, found 4"),  # pixels
+        ("mean: [122.5, 114.3, 101.4]", "mean: expected 0 to 1, found 122.5"),
     ],
 )
 def test_a_recipes_mistake_is_told(text: str, message: str, tmp_path: Path) -> None:
