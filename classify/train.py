@@ -13,7 +13,7 @@ if __name__ == "__main__":  # run as a script, Python looks for modules beside t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -56,7 +56,7 @@ class Options(ClassDataOptions, RunOptions):
     hyp: str = option("", "recipe, also by its name in data/hyps/; that of the data set when not given")
     batch_size: int = option(64, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
     imgsz: int = option(
-        0, "side of the images in pixels; 0 takes that of the data set's", aliases=("--img", "--img-size"), least=0
+        0, "side of the images in pixels; 0 takes that of the data set", aliases=("--img", "--img-size"), least=0
     )
     stem: str = option("small", "first layers: for images of 32 or 64 px, or for large ones", choices=(*STEM_SIZES,))
     spd_shortcut: bool = option(False, "space-to-depth in the shortcuts too, where the authors kept strides")
@@ -106,13 +106,15 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
         if checkpoint is not None:
             return ResNet(checkpoint["config"], names=names, source=str(options.resume))
         weights = read_weights(Path(options.weights)) if options.weights else None
-        chosen = {"arch": options.model, "stem": options.stem, "spd_shortcut": options.spd_shortcut}
+        chosen: dict[str, Any] = {"arch": options.model}
+        chosen |= {key: getattr(options, key) for key in ("stem", "spd_shortcut", "imgsz")}
         if weights is not None:
             refuse_other_task(weights.config, CLASSIFY, weights.source)
             given = {"arch" if name == "model" else name for name in options.given}
             chosen |= {key: weights.config[key] for key in chosen.keys() - given if key in weights.config}
-        size = check_image_size(options.imgsz, STEM_STRIDES[str(chosen["stem"])])
+        size = check_image_size(chosen["imgsz"], STEM_STRIDES[chosen["stem"]])
         refuse_shrink(size, options.shrink)
+        self.options = replace(options, imgsz=size)
         config = chosen | {"nc": len(names), "imgsz": size, "shrink": options.shrink} | self._colours(weights, size)
         model = ResNet(config, names=names, source="--model")
         self.logger.info(f"{model.config['arch']}: {parameters(model):,} parameters")

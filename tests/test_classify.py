@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import detect
 import train as detector_train
@@ -232,7 +233,7 @@ def test_weights_go_on_to_another_number_of_classes(
     for name, source in (("a", "blue"), ("b", "red"), ("c", "red")):
         (tmp_path / "set/train" / name).symlink_to(pictures / "train" / source)
     told = short | {"data": str(tmp_path / "set"), "epochs": 1}
-    del told["model"]
+    del told["model"], told["imgsz"]
     before = load_checkpoint(coloured / "weights/best.pt")
     train.run(**told, weights=str(coloured / "weights/best.pt"))
     after = load_checkpoint(tmp_path / "exp/weights/best.pt")["config"]
@@ -240,6 +241,18 @@ def test_weights_go_on_to_another_number_of_classes(
     assert "2 of another shape (fc.weight: (2, 512) for (3, 512))" in capsys.readouterr().out
     with pytest.raises(InputError, match="has 2 classes, but the data 3; they must agree"):
         val.run(weights=str(coloured / "weights/best.pt"), data=str(tmp_path / "set"))
+
+
+def test_torchvisions_weights_decide_on_network_size_and_colours(
+    short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "tv.pth")
+    told = short | {"epochs": 1, "weights": str(tmp_path / "tv.pth")}
+    train.run(**{key: value for key, value in told.items() if key not in ("model", "imgsz")})
+    assert "2 of another shape (fc.weight: (1000, 512) for (2, 512))" in capsys.readouterr().out
+    config = load_checkpoint(tmp_path / "exp/weights/best.pt")["config"]
+    assert (config["arch"], config["stem"], config["imgsz"]) == ("resnet18", "imagenet", 224)
+    assert config["mean"] == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class TrainingRun(ABC, Generic[O, H, M, B, R]):
         self.fitness = self.task.parse_fitness(options.fitness)
         self.data = self.read_data()
         self.model = self.make_model(checkpoint).to(self.device).to(memory_format=torch.channels_last)
-        self.size = check_image_size(options.imgsz, self.model.max_stride)
+        self.size = check_image_size(self.options.imgsz, self.model.max_stride)
         self.prepare_model(checkpoint)
         if options.fold:
             fold(self.model)
