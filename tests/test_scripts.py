@@ -93,16 +93,10 @@ def test_val_and_detect_give_the_same_boxes(squares: Path, trained: Path, tmp_pa
         np.testing.assert_allclose(rows, measured[name], rtol=0, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_seed_gives_the_same_losses(short: dict[str, Any], tmp_path: Path, workers: int) -> None:
-    tables = []
-    for name in ("first", "second"):
-        train.run(**short | {"epochs": 2, "workers": workers, "seed": 3, "name": name})
-        tables.append((tmp_path / name / "results.csv").read_text())
-    assert tables[0] == tables[1]
-    reference = tmp_path.parent / "losses-of-seed-3.csv"  # and as many workers as one likes
-    assert tables[0] == (reference.read_text() if reference.is_file() else tables[0])
-    reference.write_text(tables[0])
+def test_the_same_seed_gives_the_same_losses_with_any_number_of_workers(short: dict[str, Any], tmp_path: Path) -> None:
+    for workers in (0, 2):
+        train.run(**short | {"epochs": 2, "workers": workers, "seed": 3, "name": str(workers)})
+    assert (tmp_path / "0/results.csv").read_text() == (tmp_path / "2/results.csv").read_text()
 
 
 def test_a_run_resumes_where_it_stopped(short: dict[str, Any], tmp_path: Path) -> None:
