@@ -89,12 +89,13 @@ def test_killed_three_times_and_resumed_is_the_run_left_alone(
 def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(
     short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: int, status: int
 ) -> None:
+    handler = signal.getsignal(signum)
     train.run(**short, epochs=2, name="whole")
     with monkeypatch.context() as patch:
         raise_signal(patch, signum, batch=1)
         assert command(train, patch, *flags(short | {"epochs": 2, "name": "cut"})) == status
     assert load_checkpoint(tmp_path / "cut/weights/last.pt")["place"]["batch"] == 2  # of the four
-    assert signal.getsignal(signum) is not None
+    assert signal.getsignal(signum) == handler
     assert command(train, monkeypatch, "--resume", tmp_path / "cut") == 0
     same_end(tmp_path / "whole", tmp_path / "cut")
 
