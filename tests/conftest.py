@@ -66,6 +66,18 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def film(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 frames of 96 x 96 px."""
+    path = tmp_path_factory.mktemp("film") / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96))
+    images = [cv2.imread(str(squares.parent / f"images/all/{number}.png"))[:96, :96] for number in range(8)]
+    for number in range(20):
+        writer.write(np.roll(images[number % 8], number, axis=1))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_cfg(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model YAML: YOLOv5-SPD at half the width of nano and the least depth."""
     content = yaml.safe_load((ROOT / "models/yolov5-spd-n.yaml").read_text())

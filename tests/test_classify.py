@@ -19,8 +19,7 @@ import detect
 import train as detector_train
 import val as detector_val
 from classify import predict, train, val
-from tests.test_interruptions import raise_signal, same_end
-from tests.test_scripts import command
+from tests.helpers import command, raise_signal, same_end
 from utils.checkpoint import load_checkpoint
 from utils.classification import Classifier
 from utils.options import ROOT, InputError, Interrupted

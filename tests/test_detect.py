@@ -23,22 +23,10 @@ from data import streams
 from data.images import read_image
 from data.loader import Batch
 from tests.data.camera_site import serve
-from tests.test_scripts import command, read_txt
+from tests.helpers import command, read_txt
 from utils.detection import Detection
 from utils.engine import Predictor
 from utils.upstream import Progress
-
-
-@pytest.fixture(scope="module")
-def film(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 frames of 96 x 96 px."""
-    path = tmp_path_factory.mktemp("film") / "film.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96))
-    images = [cv2.imread(str(squares.parent / f"images/all/{number}.png"))[:96, :96] for number in range(8)]
-    for number in range(20):
-        writer.write(np.roll(images[number % 8], number, axis=1))
-    writer.release()
-    return path
 
 
 @pytest.fixture

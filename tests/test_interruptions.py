@@ -19,7 +19,7 @@ import torch
 
 import train
 from data.dataset import DetectionDataset
-from tests.test_scripts import command
+from tests.helpers import command, error_line, flags, raise_signal, same_end
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.options import ROOT, InputError, Interrupted
 from utils.run_log import RunLog
@@ -39,33 +39,6 @@ def recipe(tmp_path: Path) -> Path:
 def short(squares: Path, tiny_cfg: str, recipe: Path, tmp_path: Path) -> dict[str, Any]:
     """Options of a training of 4 batches an epoch that takes seconds."""
     return SETTINGS | {"cfg": tiny_cfg, "data": str(squares), "hyp": str(recipe), "project": str(tmp_path)}
-
-
-def flags(options: dict[str, Any]) -> list[str]:
-    pairs = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return [text for flag, value in pairs.items() for text in ([flag] if value is True else [flag, str(value)])]
-
-
-def raise_signal(monkeypatch: pytest.MonkeyPatch, signum: int, batch: int) -> None:
-    """Let the first epoch's batch of that number bring a signal."""
-    monkeypatch.setattr(
-        RunLog, "batch_drawer", lambda *_: lambda number, _: number == batch and signal.raise_signal(signum)
-    )
-
-
-def error_line(capsys: pytest.CaptureFixture) -> str:
-    """What the command ended with, after its progress bars: one line, and no traceback."""
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    assert text.count("error: ") == 1, text
-    return text.strip().splitlines()[-1].removeprefix("error: ")
-
-
-def same_end(one: Path, other: Path) -> None:
-    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
-    first, second = (torch.load(run / "weights/last.pt", weights_only=True) for run in (one, other))
-    for part in ("model", "ema"):
-        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
@@ -89,12 +62,13 @@ def test_killed_three_times_and_resumed_is_the_run_left_alone(
 def test_a_signal_finishes_the_step_saves_and_ends_with_its_status(
     short: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: int, status: int
 ) -> None:
+    handler = signal.getsignal(signum)
     train.run(**short, epochs=2, name="whole")
     with monkeypatch.context() as patch:
         raise_signal(patch, signum, batch=1)
         assert command(train, patch, *flags(short | {"epochs": 2, "name": "cut"})) == status
     assert load_checkpoint(tmp_path / "cut/weights/last.pt")["place"]["batch"] == 2  # of the four
-    assert signal.getsignal(signum) is not None
+    assert signal.getsignal(signum) == handler
     assert command(train, monkeypatch, "--resume", tmp_path / "cut") == 0
     same_end(tmp_path / "whole", tmp_path / "cut")
 

@@ -70,15 +70,24 @@ def layer_of(module: str) -> int:
     raise AssertionError(f"{module} is in no layer: add it to LAYERS")
 
 
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imports(file: Path) -> set[str]:
-    """The modules that a file imports anywhere; for `from a import b`, a.b if that is one of ours, else a."""
+    """The modules that a file imports anywhere."""
+    return imports_in(parse(file))
+
+
+def imports_in(tree: ast.AST) -> set[str]:
+    """The modules imported under a node; for `from a import b`, a.b if that is one of ours, else a."""
     ours = {name_of(other) for other in FILES}
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{file}: relative import"
+            assert not node.level, f"line {node.lineno}: relative import"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in ours else str(node.module) for name in whole}
     return found
@@ -99,10 +108,32 @@ def test_imports_go_downward(file: Path) -> None:
         assert other not in SCRIPTS, f"{own} imports the script {other}"
 
 
+def test_what_hubconf_loads_imports_nothing_of_the_project_later() -> None:
+    """By then `sys.modules` holds others under these names."""
+    files = {name_of(file): file for file in FILES}
+    loaded, waiting = set[str](), {"utils.hub"}
+    while waiting:
+        loaded |= waiting
+        waiting = {other for name in waiting for other in imports(files[name])} & files.keys() - loaded
+    assert len(loaded) > 20
+    for name in sorted(loaded):
+        functions = [node for node in ast.walk(parse(files[name])) if isinstance(node, ast.FunctionDef)]
+        late = {other for function in functions for other in imports_in(function)}
+        assert not late & files.keys(), f"{name} imports {late} inside a function"
+
+
 @pytest.mark.parametrize(("package", "door"), DOORS.items())
 def test_one_door_to_each_package(package: str, door: str) -> None:
     users = {name_of(file) for file in FILES if any(package in other.split(".") for other in imports(file))}
     assert users == {door}
+
+
+def test_contributing_names_every_module() -> None:
+    listed = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The modules")[2].partition("\n## ")[0]
+    for package in ("models", "data", "utils"):
+        cells = listed.partition(f"`{package}/`\n\n")[2].partition("\n\n`")[0].splitlines()[2:]
+        named = [name.strip("`") for cell in cells if cell for name in cell.split("|")[1].strip().split(", ")]
+        assert sorted(named) == sorted(f.stem for f in (ROOT / package).glob("*.py") if f.stem != "__init__"), package
 
 
 def test_every_import_is_declared() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import re
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ class Page:
     cuts: list[int] = field(default_factory=list)  # after how many bytes the next answers end
     statuses: list[int] = field(default_factory=list)  # of the next answers
     location: str = ""
+    pause: float = 0.0  # seconds before the answer, and again in the middle of its content
     tells_length: bool = True
     seen: list[tuple[str | None, str | None]] = field(default_factory=list)
 
@@ -70,6 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         page = self.server.site.pages.get(self.path, Page(statuses=[404]))
         page.seen.append((self.headers["Range"], self.headers["If-Range"]))
+        time.sleep(page.pause)
         if page.location or page.statuses:
             self.send_response(302 if page.location else page.statuses.pop(0))
             self.send_header("Location", page.location)
@@ -90,9 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
             if value:
                 self.send_header(name, value)
         self.end_headers()
-        end = page.cuts.pop(0) if page.cuts else len(page.content)
+        end = start + page.cuts.pop(0) if page.cuts else len(page.content)
+        middle = (start + end) // 2
         with contextlib.suppress(OSError):  # the client may hang up
-            self.wfile.write(page.content[start : start + end])
+            self.wfile.write(page.content[start:middle])
+            time.sleep(page.pause)
+            self.wfile.write(page.content[middle:end])
 
     def log_message(self, *_: object) -> None:
         pass

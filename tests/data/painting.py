@@ -2,10 +2,23 @@
 
 import numpy as np
 
+from data.augment import Augmentation
 from utils.boxes import GREY
 
 # the corners of the colour cube: a mixture of one with grey stays nearer to it than to the others
 COLOURS = np.array([[255 * (number >> bit & 1) for bit in range(3)] for number in range(8)], np.uint8)
+
+ALL = Augmentation(
+    degrees=10,
+    translate=0.1,
+    scale=0.3,
+    shear=3,
+    perspective=0.0005,
+    flipud=0.5,
+    fliplr=0.5,
+    mosaic=0.7,
+    copy_paste=0.5,
+)
 
 
 def paint(size_wh, boxes, colours) -> np.ndarray:
@@ -39,3 +52,13 @@ def random_boxes(rng, size_wh, count=2, sides=(24, 60)) -> np.ndarray:
         if all((box[:2] > other[2:] + 3).any() or (box[2:] < other[:2] - 3).any() for other in boxes):
             boxes.append(box)
     return np.array(boxes)
+
+
+def six_pictures(make_annotations):
+    """Six pictures with two boxes each, of sizes that need no, less and more than the target's pixels."""
+    rng = np.random.default_rng(0)
+    sizes = [(128, 96), (200, 100), (60, 128), (128, 96), (300, 211), (90, 90)]
+    boxes = [random_boxes(rng, size, sides=(20, 40)) for size in sizes]
+    classes = [(2 * number % 8, (2 * number + 1) % 8) for number in range(6)]
+    images = [paint(*each) for each in zip(sizes, boxes, classes, strict=True)]
+    return make_annotations(images, boxes, classes)

@@ -13,7 +13,7 @@ from data.config import load_data_config
 from data.figures import read_anchors
 from data.findings import examine
 from data.problems import KINDS
-from tests.data.test_annotations import label, save, write_coco
+from tests.data.annotation_sets import label, save, write_coco
 from utils.options import InputError, run_script
 from utils.runs import scan_progress
 

@@ -1,46 +1,26 @@
-"""Items: decoding, letterboxes, caches, and the augmented whole."""
+"""Items: decoding, letterboxes, and the augmented whole."""
 
-import logging
-import os
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image as PillowImage
 
 from data import image_cache
 from data.augment import Augmentation
 from data.dataset import DetectionDataset, Draw
 from data.images import read_image
-from tests.data.painting import find, paint, random_boxes
+from tests.data.painting import ALL, find, paint, six_pictures
 from utils.boxes import unletterbox, xywh_to_xyxy
 from utils.options import InputError
 
 SIZE = 128
-ALL = Augmentation(
-    degrees=10,
-    translate=0.1,
-    scale=0.3,
-    shear=3,
-    perspective=0.0005,
-    flipud=0.5,
-    fliplr=0.5,
-    mosaic=0.7,
-    copy_paste=0.5,
-)
 
 
 @pytest.fixture
 def annotations(make_annotations):
-    """Six pictures with two boxes each, of sizes that need no, less and more than the target's pixels."""
-    rng = np.random.default_rng(0)
-    sizes = [(128, 96), (200, 100), (60, 128), (128, 96), (300, 211), (90, 90)]
-    boxes = [random_boxes(rng, size, sides=(20, 40)) for size in sizes]
-    classes = [(2 * number % 8, (2 * number + 1) % 8) for number in range(6)]
-    images = [paint(*each) for each in zip(sizes, boxes, classes, strict=True)]
-    return make_annotations(images, boxes, classes)
+    return six_pictures(make_annotations)
 
 
 def picture(item) -> np.ndarray:
@@ -151,75 +131,6 @@ def test_crowd_regions_are_left_out_and_outlines_stay_with_their_boxes(make_anno
     np.testing.assert_array_equal(sample.boxes[1], [120, 20, 200, 80])
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_caches_change_nothing_and_write_nothing_beside_the_images(annotations, cache, tmp_path):
-    pictures = sorted(path.name for path in annotations.paths[0].parent.iterdir())
-    told = []
-    folder = tmp_path.parent / f"{tmp_path.name} cache"
-    plain = DetectionDataset(annotations, SIZE, augmentation=ALL)
-    cached = DetectionDataset(
-        annotations,
-        SIZE,
-        augmentation=ALL,
-        cache=cache,
-        cache_folder=folder,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    for _ in range(2):  # filled, then used
-        for index in range(6):
-            assert torch.equal(cached[Draw(index, 7)].image, plain[Draw(index, 7)].image)
-    assert sorted(path.name for path in annotations.paths[0].parent.iterdir()) == pictures
-    if cache == "ram":
-        assert told == [(done, 6) for done in range(1, 7)]
-        assert not folder.exists()
-    else:
-        assert len(list(folder.iterdir())) == len(list(folder.glob("*.npy"))) == 6
-
-
-def test_disk_cache_is_used_and_notices_a_changed_file(annotations, tmp_path):
-    folder = tmp_path / "cache"
-    dataset = DetectionDataset(annotations, SIZE, cache="disk", cache_folder=folder)
-    before = dataset[Draw(0)].image
-    (file,) = folder.iterdir()
-    np.save(file, np.full_like(np.load(file), 9))
-    assert (dataset[Draw(0)].image == 9).any()
-    image = annotations.paths[0]
-    os.utime(image, ns=(1, 1))
-    assert torch.equal(dataset[Draw(0)].image, before)
-
-
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_a_cache_that_does_not_fit_is_told_and_left_out(annotations, cache, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(image_cache, "_memory_bytes", lambda: 1000)
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 500}))
-    with caplog.at_level(logging.WARNING):
-        dataset = DetectionDataset(annotations, SIZE, cache=cache, cache_folder=tmp_path / "cache")
-    assert f"--cache {cache}" in caplog.text
-    assert "do not fit" in caplog.text
-    assert dataset[Draw(0)].image.shape == (3, SIZE, SIZE)
-
-
-def test_memory_is_told_in_bytes():
-    assert 1e8 < image_cache._memory_bytes() < 1e14
-
-
-def test_read_image_turns_by_exif_and_takes_any_name_and_depth(tmp_path):
-    path = tmp_path / "Bild mit Ümläut 図.jpg"
-    exif = PillowImage.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise
-    upright = np.zeros((40, 60, 3), np.uint8)
-    upright[:, :20] = 255, 0, 0  # red, in RGB, on the left
-    PillowImage.fromarray(upright).save(path, exif=exif, quality=95)
-    image = read_image(path)
-    assert image.shape == (60, 40, 3)
-    np.testing.assert_allclose(image[5, 20], (0, 0, 254), atol=6)  # BGR, and the left has become the top
-    deep = tmp_path / "grey16.png"
-    cv2.imwrite(str(deep), np.full((5, 7), 257 * 90, np.uint16))
-    assert read_image(deep).dtype == np.uint8
-    assert (read_image(deep) == 90).all()
-    assert read_image(deep).shape == (5, 7, 3)
-
-
 @pytest.mark.parametrize(("size_wh", "reduce"), [((1024, 513), 8), ((1000, 600), 4), ((500, 500), 2), ((250, 200), 1)])
 def test_training_decodes_large_jpegs_at_reduced_scale(make_annotations, monkeypatch, size_wh, reduce):
     rng = np.random.default_rng(0)
@@ -239,15 +150,6 @@ def test_training_decodes_large_jpegs_at_reduced_scale(make_annotations, monkeyp
     cv2.imwrite(str(path), smooth[:-8])
     with pytest.raises(InputError, match=r"pixels now, was"):
         DetectionDataset(annotations, SIZE, augmentation=Augmentation())[Draw(0)]
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_read_image_names_a_file_it_cannot_read(tmp_path, content):
-    path = tmp_path / "broken.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"broken\.png"):
-        read_image(path)
 
 
 def test_an_image_replaced_by_another_size_is_refused(annotations):

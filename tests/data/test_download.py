@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data import download, fetch
+from data import download
 from data.config import load_data_config, require_split
 from data.download import FOLDER, Options, main
-from tests.data.https_site import serve
 from utils.options import InputError
 
 FILES = {"val2017/1.jpg": b"one", "val2017/2.jpg": b"two" * 1000}
@@ -24,17 +23,6 @@ def zipped(files) -> bytes:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def site():
-    with pytest.MonkeyPatch.context() as monkeypatch, serve(monkeypatch) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
 
 
 @pytest.fixture

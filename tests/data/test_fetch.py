@@ -19,17 +19,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 DATE = "Tue, 01 Sep 2015 10:00:00 GMT"
 
 
-@pytest.fixture(scope="module")
-def site():
-    with pytest.MonkeyPatch.context() as monkeypatch, serve(monkeypatch) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(module, "PAUSE", 0.0)
-
-
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "a.zip"
@@ -223,7 +212,7 @@ def test_an_unknown_certificate(site, file, monkeypatch, tmp_path):
     assert not page.seen
 
 
-def test_no_server(file):
+def test_no_server(site, file):
     message = refusal(Archive("https://127.0.0.1:1/a.zip"), file)
     assert "no connection" in message
     assert "refused" in message

@@ -1,4 +1,4 @@
-"""Image files: damaged ones are told apart from those that can still be used."""
+"""Image files: sizes, depths and orientations as the decoder has them; damaged ones told from those of use."""
 
 import struct
 import zlib
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.images import read_header, read_image, silent_opencv
+from tests.data.annotation_sets import save
 from utils.options import InputError
 
 
@@ -92,9 +93,53 @@ def test_a_tiff_with_a_mistyped_size_or_orientation_is_read_or_refused(tmp_path:
     encoded[entry + 2] = kind
     path.write_bytes(encoded)
     try:
-        assert read_header(path).width >= 0
+        assert read_header(path) == (64, 48, True)
     except InputError as error:
         assert str(error).startswith(f"{path}: ")  # noqa: PT017 - either is right
+
+
+@pytest.mark.parametrize(
+    ("suffix", "orientation"), [(s, o) for s in ("jpg", "png", "webp", "tif") for o in (1, 3, 6, 8)]
+)
+def test_sizes_are_those_of_the_decoder(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"x.{suffix}"
+    save(path, (40, 20), exif=exif)
+    height, width = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert read_header(path) == (width, height, True)
+    assert (width > height) == (orientation < 5)
+
+
+def test_damaged_exif_says_nothing(tmp_path):
+    save(tmp_path / "x.jpg", (40, 20), exif=b"Exif\0\0garbage")
+    assert read_header(tmp_path / "x.jpg") == (40, 20, True)
+
+
+def test_read_image_turns_by_exif_and_takes_any_name_and_depth(tmp_path):
+    path = tmp_path / "Bild mit Ümläut 図.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:, :20] = 255, 0, 0  # red, in RGB, on the left
+    Image.fromarray(upright).save(path, exif=exif, quality=95)
+    image = read_image(path)
+    assert image.shape == (60, 40, 3)
+    np.testing.assert_allclose(image[5, 20], (0, 0, 254), atol=6)  # BGR, and the left has become the top
+    deep = tmp_path / "grey16.png"
+    cv2.imwrite(str(deep), np.full((5, 7), 257 * 90, np.uint16))
+    assert read_image(deep).dtype == np.uint8
+    assert (read_image(deep) == 90).all()
+    assert read_image(deep).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_read_image_names_a_file_it_cannot_read(tmp_path, content):
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png"):
+        read_image(path)
 
 
 def test_opencv_is_silent_until_the_last_of_overlapping_blocks_ends() -> None:

@@ -1,10 +1,7 @@
 """Images in every form a program may have them become the same RGB array, or are refused in a line that says why."""
 
 import io
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from PIL import Image
 
 from data import inputs
 from data.inputs import read_picture, read_url
+from tests.data.https_site import Site, serve
 from utils.options import InputError
 
 RGB = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
@@ -117,79 +115,64 @@ def test_what_is_no_image_is_refused(given: Any, text: str):
     assert "\n" not in str(error.value)
 
 
-class Server(BaseHTTPRequestHandler):
-    """A server with all the manners of the network."""
-
-    def do_GET(self) -> None:
-        name, _, argument = self.path[1:].partition("?")
-        if name == "none":
-            self.send_error(404)
-        elif name == "redirect":
-            self.send_response(302)
-            self.send_header("Location", argument)
-            self.end_headers()
-        elif name == "silent":
-            time.sleep(1)
-        else:
-            self.answer(name, png())
-
-    def answer(self, name: str, content: bytes) -> None:
-        self.send_response(200)
-        if name != "unknown.png":
-            self.send_header("Content-Length", str(len(content) + (name == "cut.png")))
-        self.end_headers()
-        if name == "slow.png":
-            self.wfile.write(content[:10])
-            time.sleep(0.3)
-            self.wfile.write(content[10:20])
-            time.sleep(0.3)
-            return
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
+def web() -> Iterator[Site]:
+    with pytest.MonkeyPatch.context() as monkeypatch, serve(monkeypatch, scheme="http") as running:
+        yield running
 
 
-@pytest.mark.parametrize("name", ["a.png", "unknown.png", "a é.png?size=1", "redirect?/a.png"])
-def test_an_image_from_the_network(server: str, name: str):
-    picture = read_picture(f"{server}/{name}")
+@pytest.mark.parametrize(
+    ("name", "path", "behaviour"),
+    [
+        ("a.png", "/a.png", {}),
+        ("unknown.png", "/unknown.png", {"tells_length": False}),
+        ("a é.png?size=1", "/a%20%C3%A9.png?size=1", {}),
+        ("redirect", "/redirect", {"location": "/a.png"}),
+    ],
+)
+def test_an_image_from_the_network(web: Site, name: str, path: str, behaviour: dict[str, Any]):
+    web.put("/a.png", png())
+    web.put(path, png(), **behaviour)
+    picture = read_picture(f"{web.address}/{name}")
     np.testing.assert_array_equal(picture.image, RGB)
     assert picture.name == name.partition("?")[0]
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("behaviour", "text"),
     [
-        ("none", "cannot be fetched: HTTP Error 404"),
-        ("cut.png", "of "),
-        ("redirect?ftp://127.0.0.1/a.png", "redirected to ftp://127.0.0.1/a.png, which is not http or https: refused"),
-        ("redirect?file:///etc/hostname", "cannot be fetched"),
-        ("redirect?/redirect?/redirect", "cannot be fetched"),
-        ("large.png", "more than 0 MB"),
-        ("silent", "cannot be fetched: timed out"),
-        ("slow.png", "not here after 0.1 seconds"),
+        ({"statuses": [404]}, "cannot be fetched: HTTP Error 404"),
+        ({"cuts": [100]}, "ended after 100 of "),
+        (
+            {"location": "ftp://127.0.0.1/a.png"},
+            "a.png, which is not http or https: refused",
+        ),
+        ({"location": "file:///etc/hostname"}, "cannot be fetched: HTTP Error 302"),
+        ({"location": "/a.png?key=1"}, "cannot be fetched: HTTP Error 302"),
+        ({"pause": 1.0}, "cannot be fetched: timed out"),
     ],
+    ids=["none", "cut", "ftp", "file", "loop", "silent"],
 )
-def test_a_server_that_fails(server: str, name: str, text: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_fails(web: Site, behaviour: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inputs, "SILENCE", 0.4)
-    if name == "slow.png":
-        monkeypatch.setattr(inputs, "PATIENCE", 0.1)
-    if name == "large.png":
-        monkeypatch.setattr(inputs, "MAX_BYTES", 100)
+    assert_refused(web, text, **behaviour)
+
+
+def test_an_image_that_comes_too_slowly(web: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inputs, "PATIENCE", 0.1)
+    assert_refused(web, "not here after 0.1 seconds", pause=0.2)
+
+
+def test_an_image_that_is_too_large(web: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inputs, "MAX_BYTES", 100)
+    assert_refused(web, "more than 0 MB")
+
+
+def assert_refused(web: Site, text: str, **behaviour):
+    url, _ = web.put("/a.png?key=1", png(), **behaviour)
     with pytest.raises(InputError) as error:
-        read_url(f"{server}/{name}")
-    assert str(error.value).startswith(f"{server}/{name.partition('?')[0]}: ")
+        read_url(url)
+    assert str(error.value).startswith(f"{web.address}/a.png: ")
     assert text in str(error.value)
 
 

@@ -45,7 +45,6 @@ def test_slices(paths, cut):
 def test_equality(paths):
     assert paths == PathList(map(str, PATHS))
     assert paths == PATHS
-    assert paths == PATHS
     assert paths != PATHS[::-1]
     assert paths != PathList(PATHS[:3])
     assert paths != 3

@@ -6,72 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from torch import Tensor, nn
 
-from models.fold import depth_to_kernel, fold
-from models.inherit import kernel_to_depth
+from models.fold import fold
 from models.yolo import Model
-from utils.checkpoint import TransferReport, Weights, read_weights, save_checkpoint
-from utils.lift import LiftReport, Options, lift, main
-from utils.options import ROOT, InputError
-from utils.runs import open_model, start_model
-
-NAMES = ["car", "dog", "cup", "pen"]
-PAIRS = [
-    ("yolov5n.yaml", "yolov5-spd-n.yaml"),
-    ("yolov5s.yaml", "yolov5-spd-s.yaml"),
-    ("yolov5m.yaml", "yolov5-spd-m.yaml"),
-    ("yolov5l.yaml", "yolov5-spd-l.yaml"),
-    ("yolov5n.yaml", "hub/space_depth_n.yaml"),
-    ("hub/yolov5-p2.yaml", "hub/yolov5-spd-p2.yaml"),
-]
-BACKBONE = [[-1, 1, "Conv", [8, 6, 2, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C3", [16]]]
-SPD_BACKBONE = [[-1, 1, "Focus", [8, 3]], [-1, 1, "Conv", [16, 3, 1]], [-1, 1, "SPD", []], [-1, 1, "C3", [16]]]
-
-
-def narrow(name: str, **changes: Any) -> dict[str, Any]:
-    """A YAML of the project at an eighth of its width, with its own depth."""
-    return yaml.safe_load((ROOT / "models" / name).read_text()) | {"nc": 4, "width_multiple": 0.125} | changes
-
-
-def small(*rows: list[Any], inputs: tuple[int, ...] = (-1,)) -> dict[str, Any]:
-    """A model of these rows and a head."""
-    head = [[list(inputs), 1, "Detect", ["nc", "anchors"]]]
-    return {"nc": 4, "anchors": [[10, 13, 16, 30]] * len(inputs), "backbone": list(rows), "head": head}
-
-
-def strided(config: dict[str, Any], names: list[str] = NAMES) -> tuple[Model, Weights]:
-    """A model far from its initialisation, its statistics and anchors too, and its weights."""
-    torch.manual_seed(1)
-    model = Model(config, names=names).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    for convolution in model.head.m:
-        nn.init.normal_(convolution.bias)
-    model.head.anchors *= torch.empty_like(model.head.anchors).uniform_(0.8, 1.2)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    return model, Weights(model.config, names, state, Path("strided.pt"))
-
-
-def fresh(config: dict[str, Any], names: list[str] = NAMES) -> Model:
-    torch.manual_seed(2)
-    return Model(config, names=names)
-
-
-@torch.no_grad()
-def decode(model: Model, images: Tensor) -> Tensor:
-    return model.decode(model.eval()(images))
-
-
-def difference(new: Model, old: Model, size: int = 128) -> float:
-    """Largest difference of decoded outputs, relative to the largest of each."""
-    images = torch.rand(2, int(old.config.get("ch", 3)), size, size).to(next(new.parameters()).dtype)
-    a, b = decode(new, images), decode(old, images)
-    return float(((a - b).abs().amax((0, 1)) / b.abs().amax((0, 1))).max())
+from tests.utils.lifting import BACKBONE, NAMES, PAIRS, SPD_BACKBONE, decode, difference, fresh, narrow, small, strided
+from utils.checkpoint import Weights
+from utils.lift import LiftReport, lift
 
 
 def check(old_config: dict[str, Any], new_config: dict[str, Any]) -> LiftReport:
@@ -116,12 +56,6 @@ def test_the_other_sub_maps_learn() -> None:
     sum(level.square().mean() for level in new.train()(torch.rand(2, 3, 64, 64))).backward()
     gradient = new.model[3].cv1.conv.weight.grad
     assert (gradient[:, 16:].abs().amax((0, 2, 3)) > 0).all()
-
-
-@pytest.mark.parametrize("scale", [2, 3])
-def test_kernel_to_depth_undoes_depth_to_kernel(scale: int) -> None:
-    weight = torch.rand(5, 3 * scale**2, 3, 1)
-    torch.testing.assert_close(kernel_to_depth(depth_to_kernel(weight, scale), scale), weight)
 
 
 UP_AND_POOLED = [
@@ -276,73 +210,6 @@ def test_what_a_fourth_scale_adds_starts_anew() -> None:
         assert torch.equal(new.state_dict()[name], before[name])
 
 
-def outputs(model: Model, kept: list[int]) -> Tensor:
-    return decode(model, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)))[..., kept]
-
-
-def test_classes_find_each_other_by_name() -> None:
-    old, weights = strided(narrow("yolov5n.yaml"))
-    names = ["sun", "pen", "car"]
-    new = fresh(narrow("yolov5-spd-n.yaml"), names)
-    start = copy.deepcopy(new.head)
-    report = lift(weights, new)
-    assert report is not None
-    expected = outputs(old, [0, 1, 2, 3, 4, 8, 5])
-    torch.testing.assert_close(outputs(new, [0, 1, 2, 3, 4, 6, 7]), expected, rtol=1e-4, atol=1e-4)
-    for level, before in zip(new.head.m, start.m, strict=True):
-        for name, tensor in level.named_parameters():
-            ours, theirs = (x.view(3, 8, -1)[:, 5] for x in (tensor, before.get_parameter(name)))
-            assert torch.equal(ours, theirs)  # the sun keeps its start
-    assert report.rows[-1].anew == ["class sun"]
-    assert report.difference < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("names", "pairs", "anew"),
-    [
-        (["pen", "cup", "dog", "car"], [8, 7, 6, 5], []),
-        (["a", "b", "c", "d"], [5, 6, 7, 8], []),  # other names, as many: by their place
-        (["a", "b", "c"], [], ["class a", "class b", "class c"]),
-    ],
-)
-def test_number_and_order_of_classes(names: list[str], pairs: list[int], anew: list[str]) -> None:
-    old, weights = strided(small(*BACKBONE))
-    new = fresh(small(*SPD_BACKBONE), names)
-    report = lift(weights, new)
-    assert report is not None
-    found = outputs(new, [*range(5 + len(pairs))])
-    torch.testing.assert_close(found, outputs(old, [*range(5), *pairs]), rtol=1e-4, atol=1e-4)
-    assert report.rows[-1].anew == anew
-    assert new.names == names
-
-
-def test_anchors_are_carried_unless_unwanted() -> None:
-    old, weights = strided(small(*BACKBONE))
-    config = small(*SPD_BACKBONE) | {"anchors": 2}
-    new = fresh(config)
-    assert lift(weights, new) is not None
-    assert torch.equal(new.head.anchors, old.head.anchors)
-    torch.testing.assert_close(
-        torch.tensor(new.config["anchors"]).view(1, 2, 2), old.head.anchors_in_pixels(), rtol=0, atol=0.006
-    )
-    other = fresh(config)
-    report = lift(weights, other, anchors=False)
-    assert report is not None
-    assert torch.equal(other.head.anchors, fresh(config).head.anchors)
-    assert other.config["anchors"] == 2
-    assert report.rows[-1].anew == ["anchors"]
-    assert report.difference < 1e-5  # of what does not depend on them
-
-
-def test_other_numbers_of_anchors_leave_the_head_as_it_was() -> None:
-    _, weights = strided(small(*BACKBONE))
-    new = fresh(small(*SPD_BACKBONE) | {"anchors": 3})
-    report = lift(weights, new)
-    assert report is not None
-    assert report.rows[-1].carried == []
-    assert torch.equal(new.head.m[0].weight, fresh(small(*SPD_BACKBONE) | {"anchors": 3}).head.m[0].weight)
-
-
 UNLIKE = {
     "strided to strided": ("yolov5n.yaml", narrow("yolov5n.yaml")),
     "SPD to SPD": ("yolov5-spd-n.yaml", narrow("yolov5-spd-n.yaml")),
@@ -376,45 +243,3 @@ def test_lifting_draws_no_random_number_and_keeps_the_mode() -> None:
     lift(weights, new)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in new.modules())
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A strided checkpoint, its own YAML and that of its SPD form."""
-    model, _ = strided(small(*BACKBONE))
-    save_checkpoint(tmp_path / "strided.pt", {"config": model.config, "names": NAMES, "ema": model.state_dict()})
-    (tmp_path / "strided.yaml").write_text(yaml.safe_dump(small(*BACKBONE)))
-    (tmp_path / "spd.yaml").write_text(yaml.safe_dump(small(*SPD_BACKBONE)))
-    return tmp_path / "strided.pt", tmp_path / "strided.yaml", tmp_path / "spd.yaml"
-
-
-def test_training_starts_from_the_lifted_model(files: tuple[Path, Path, Path]) -> None:
-    weights, same, spd = files
-    names = ["dog", "cat"]
-    model, report = start_model(str(weights), str(spd), names)
-    assert isinstance(report, LiftReport)
-    assert str(report).splitlines()[1].endswith("1 anew (class cat)")
-    old = open_model(str(weights))
-    torch.testing.assert_close(outputs(model, [*range(6)]), outputs(old, [0, 1, 2, 3, 4, 6]), rtol=1e-4, atol=1e-4)
-    model, report = start_model(str(weights), str(spd), NAMES, anchors=3)
-    assert isinstance(report, LiftReport)
-    assert model.head.anchors.shape == (1, 3, 2)
-    for cfg in (str(same), ""):
-        assert isinstance(start_model(str(weights), cfg, names)[1], TransferReport)
-
-
-def test_the_command_writes_a_checkpoint(
-    files: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights, same, spd = files
-    output = tmp_path / "lifted.pt"
-    report = main(Options(str(weights), str(spd), str(output)))
-    assert difference(open_model(str(output)), open_model(str(weights))) < 1e-5
-    assert read_weights(output).names == NAMES
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [*map(str, report.rows), f"{output}: {report.summary()}"]
-    assert lines[1] == "row 1 (Conv) from row 1, at stride 1: 6 tensors carried over"
-    with pytest.raises(InputError, match="strided row"):
-        main(Options(str(weights), str(same), str(output)))
-    with pytest.raises(InputError, match="could not be written"):
-        main(Options(str(weights), str(spd), str(tmp_path / "absent" / "lifted.pt")))

@@ -8,7 +8,7 @@ import pytest
 
 from data.config import load_data_config
 from models.yolo import load_model
-from tests.data.test_annotations import label, save
+from tests.data.annotation_sets import label, save
 from utils import runs
 from utils.checkpoint import save_checkpoint
 from utils.options import InputError

@@ -17,8 +17,7 @@ pytest.importorskip("optuna")
 import optuna
 
 import train
-from tests.test_interruptions import error_line, flags
-from tests.test_scripts import command
+from tests.helpers import command, error_line, flags
 from tests.utils.pictures import has_colour, read
 from utils import search
 from utils.hyp import Hyp, load_hyp

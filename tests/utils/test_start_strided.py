@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.yolo import Model, load_model
-from tests.utils.test_lift import NAMES, PAIRS, narrow
+from tests.utils.lifting import NAMES, PAIRS, narrow
 from utils.checkpoint import Weights
 from utils.lift import lift, start_strided
 
