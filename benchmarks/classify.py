@@ -42,8 +42,8 @@ class Options(Ranged):
     """Command line of the benchmark."""
 
     rounds: int = option(10, "measurements of each variant; 0 measures no speed", least=0)
-    batch_size: int = option(64, "images in a batch", aliases=("--batch",), least=1)
-    seeds: list[int] = option([0, 1, 2], "a training for each; see --accuracy")
+    batch_size: int = option(64, "images in a batch whose time is taken", aliases=("--batch",), least=1)
+    seeds: list[int] = option([0, 1, 2], "a training for each")
     epochs: int = option(2, "passes over the training images", least=1)
     accuracy: bool = option(True, "train and tell the accuracy")
     device: str = option("", "cpu, or a GPU's number; empty chooses")

@@ -42,7 +42,7 @@ from utils.classification import (
 )
 from utils.optim import accumulation
 from utils.options import option, run_script
-from utils.run import Checkpoint, Task, TrainingRun, run_training
+from utils.run import REPORT, Checkpoint, Task, TrainingRun, run_training
 from utils.run_options import RunOptions
 from utils.runs import check_image_size, scan_progress, start_logging
 from utils.validation import parse_fitness
@@ -159,6 +159,8 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
 
     def make_log(self) -> ClassLog:
         """Of the training images."""
+        for name in ("metrics.json", REPORT):  # of an earlier run in this folder, perhaps on a set with test images
+            (self.folder / "test" / name).unlink(missing_ok=True)
         plots = not self.options.noplots
         return ClassLog(self.folder, self.splits["train"], plots=plots, first_epoch=self.start.epoch)
 

@@ -197,11 +197,14 @@ def test_a_set_without_validation_images_has_some_set_aside(
 ) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train").symlink_to(pictures / "train")
-    report = train.run(**short | {"data": str(tmp_path / "set"), "epochs": 1}, val_share=0.25, shrink=2)
+    (tmp_path / "exp/test").mkdir(parents=True)
+    (tmp_path / "exp/test/metrics.json").write_text("{}")  # of a run before
+    told = short | {"data": str(tmp_path / "set"), "epochs": 1, "exist_ok": True}
+    report = train.run(**told, val_share=0.25, shrink=2)
     assert report.split.counts.tolist() == [2, 2]
     saved = load_checkpoint(tmp_path / "exp/weights/last.pt")
     assert saved["data"]["train"]["number of images"] == 12
-    assert not (tmp_path / "exp/test").exists()
+    assert not list((tmp_path / "exp/test").iterdir())
 
 
 def test_each_task_refuses_the_others_checkpoints(
