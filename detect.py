@@ -74,7 +74,9 @@ class Options(Ranged):
     batch_size: int = option(
         8, "a file's frames, or an image's tiles, in a forward pass", aliases=("--batch",), least=1
     )
-    line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
+    line_thickness: int | None = option(
+        None, "width of the boxes' lines in pixels; by the image's size when not given", least=1, most=100
+    )
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
     half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")

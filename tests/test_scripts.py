@@ -395,3 +395,6 @@ def test_model_yaml_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert len(lines) == 33
     assert lines[-1].startswith("yolov5-spd-n.yaml: 2,256,157 parameters, 0.1 GFLOPs")
     assert command(summary, monkeypatch, "--cfg", "none.yaml") == 2
+    for flag in ("--img", "--batch"):
+        assert command(summary, monkeypatch, flag, "0") == 2
+        assert "0: expected at least 1" in capsys.readouterr().err
