@@ -16,8 +16,8 @@ from data.sources import open_source
 from data.streams import StreamSettings
 from utils.detection import Detection, Style
 from utils.detection_files import Crops, CsvFile, Form, Found, JsonFiles, Output, Pictures, TxtFiles
-from utils.engine import NmsSettings, Predictor
-from utils.options import InputError, Ranged, option, refuse_unknown, run_script
+from utils.engine import NmsSettings
+from utils.options import InputError, option, refuse_unknown, run_script
 from utils.pipeline import Pipeline
 from utils.runs import (
     StopSignals,
@@ -28,16 +28,15 @@ from utils.runs import (
     refuse_unused,
     start_logging,
 )
-from utils.tiles import MERGES, TiledPredictor, tiled
+from utils.tiles import DetectorOptions, TiledPredictor, make_detector
 from utils.upstream import Progress, progress, select_device
 from utils.window import Window
 
 
 @dataclass
-class Options(Ranged):
+class Options(DetectorOptions):
     """Command line of detect.py; a field is a flag."""
 
-    weights: str = option("", "checkpoint to detect with", aliases=("--weight",))
     source: str = option(
         "",
         "image, video, folder, pattern, .txt list of files, .streams list, camera number, a stream's URL, http(s) file,"
@@ -50,36 +49,24 @@ class Options(Ranged):
     class_conf: list[str] | None = option(None, "another least confidence for some classes: person=0.4 2=0.6")
     iou_thres: float = option(0.45, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
     max_det: int = option(1000, "most detections of an image", least=1)
-    device: str = option("", "cpu, or a GPU's number; empty chooses")
     view_img: bool = option(False, "show what is found in a window; q ends")
-    save_txt: bool = option(False, "write the detections as YOLO txt")
     save_format: int = option(
         0, "a box in the txt files: 0 x y w h, 1 x1 y1 x2 y2, divided by the image's size", choices=(0, 1)
     )
     save_csv: bool = option(False, "write predictions.csv, a row for each detection")
     save_json: bool = option(False, "write predictions.json, and predictions_coco.json in COCO's result form")
-    save_conf: bool = option(False, "put the confidence into the txt files")
     save_crop: bool = option(False, "save each detection as a picture")
     nosave: bool = option(False, "save no drawn images or videos")
     classes: list[str] | None = option(None, "keep these classes only, by name or number")
     agnostic_nms: bool = option(False, "suppress across classes")
-    augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
-    project: str = option("runs/detect", "folder of runs")
-    name: str = option("exp", "name of the run")
-    exist_ok: bool = option(False, "write into an existing run's folder")
-    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
-    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
-    full: bool = option(True, "with tiles, look at the whole image, too")
-    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
     batch_size: int = option(
         8, "a file's frames, or an image's tiles, in a forward pass", aliases=("--batch",), least=1
     )
-    line_thickness: int | None = option(None, "width of the boxes' lines in pixels; by the image's size when not given")
+    line_thickness: int | None = option(
+        None, "width of the boxes' lines in pixels; by the image's size when not given", least=1, most=100
+    )
     hide_labels: bool = option(False, "draw boxes without names")
     hide_conf: bool = option(False, "draw names without confidences")
-    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
-    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-    compile: bool = option(False, "let torch.compile make kernels, anew for each shape of image; then saves time")
     vid_stride: int = option(1, "take every so many frames of a video or stream", least=1)
     stream_buffer: bool = option(False, "let a stream's frames wait rather than drop them to stay live")
     reconnect: int = option(10, "attempts in a row to get a lost stream back", least=0)
@@ -98,16 +85,7 @@ def main(options: Options) -> tuple[Path, Source]:
     settings = _nms_settings(options, model.names)
     sizes = options.imgsz if isinstance(options.imgsz, list) else [options.imgsz]
     size = check_image_size(max(sizes), model.max_stride)
-    predictor = Predictor(
-        model,
-        select_device(options.device),
-        settings=settings,
-        half=options.half,
-        augment=options.augment,
-        folded=options.fold,
-        compiled=options.compile,
-    )
-    detector = tiled(predictor, options, size)
+    detector = make_detector(model, select_device(options.device), settings, options, size)
     streams = StreamSettings(keep_all=options.stream_buffer, reconnect=options.reconnect)
     window = Window() if options.view_img else None
     with StopSignals(), open_source(options.source, vid_stride=options.vid_stride, streams=streams) as source:

@@ -19,14 +19,14 @@ from data.loader import make_loader
 from data.tiling import WholeImages
 from models.yolo import Model
 from utils.areas import parse_bands
-from utils.engine import NmsSettings, Predictor
+from utils.engine import NmsSettings
 from utils.official import submission_name
-from utils.options import InputError, Ranged, option, run_script
+from utils.options import InputError, option, run_script
 from utils.plots import plot_study
 from utils.report import comparison_table, write_csv
 from utils.report_files import write_coco_json, write_detections, write_report
 from utils.runs import check_image_size, make_run_folder, open_model, read_split, refuse_unused, start_logging
-from utils.tiles import MERGES, tile_side, tiled
+from utils.tiles import DetectorOptions, make_detector, tile_side
 from utils.upstream import select_device
 from utils.validation import LabelFiles, Report, validate
 
@@ -34,37 +34,22 @@ STUDY_SIZES = range(256, 1536 + 1, 128)
 
 
 @dataclass
-class Options(Ranged):
+class Options(DetectorOptions):
     """Command line of val.py; a field is a flag."""
 
     data: str = option("data/coco128.yaml", "data YAML, also by its name in data/")
-    weights: str = option("", "checkpoint to measure", aliases=("--weight",))
-    batch_size: int = option(32, "images in a batch, or tiles", aliases=("--batch",), least=1)
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
     conf_thres: float = option(0.001, "least confidence of a detection", aliases=("--conf",), least=0, most=1)
     iou_thres: float = option(0.6, "overlap above which NMS drops a box", aliases=("--iou",), least=0, most=1)
     max_det: int = option(300, "most detections of an image; over 100 adds a recall for so many", least=1)
     areas: str = option("0,32,96,inf", "bounds of the bands of object size, sides in pixels, that have their own AP")
     task: str = option("val", "what to do", choices=("train", "val", "test", "speed", "study"))
-    device: str = option("", "cpu, or a GPU's number; empty chooses")
     workers: int = option(8, "processes that load images, no more than there are cores", least=0)
     single_cls: bool = option(False, "treat all classes as one")
-    augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
     verbose: bool = option(False, "show each class")
-    save_txt: bool = option(False, "write the detections as YOLO txt")
     save_hybrid: bool = option(False, "write the labels and the detections beyond them as YOLO txt")
-    save_conf: bool = option(False, "put the confidence into the txt files")
     save_json: bool = option(False, "write COCO's result json and ask pycocotools for its figures")
-    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
-    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
-    full: bool = option(True, "with tiles, look at the whole image, too")
-    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
     project: str = option("runs/val", "folder of runs")
-    name: str = option("exp", "name of the run")
-    exist_ok: bool = option(False, "write into an existing run's folder")
-    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
-    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
-    compile: bool = option(False, "let torch.compile make kernels, anew for each shape of image; then saves time")
 
 
 def run(**options: object) -> Report:
@@ -132,16 +117,7 @@ class _Measurement:
         settings = NmsSettings(
             options.conf_thres, options.iou_thres, options.max_det, multi_label=True, single_class=options.single_cls
         )
-        predictor = Predictor(
-            self.model,
-            self.device,
-            settings=settings,
-            half=options.half,
-            augment=options.augment,
-            folded=options.fold,
-            compiled=options.compile,
-        )
-        detector = tiled(predictor, options, size)
+        detector = make_detector(self.model, self.device, settings, options, size)
         if options.task in ("speed", "study"):
             detector.warm_up(next(iter(loader)))
         files = None

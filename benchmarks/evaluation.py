@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from data.annotations import Annotations
 from utils.coco import COCO_FIGURES, Detections, Metrics, evaluate_coco, truth_table
 from utils.curves import Floats, match
 from utils.official import to_coco_json
@@ -37,30 +38,12 @@ class Options:
     seed: int = option(0, "seed of the synthetic split")
 
 
-@dataclass(frozen=True)
-class Split:
-    """Synthetic annotations, with the fields of `utils.coco.GroundTruth`."""
-
-    names: list[str]
-    paths: list[Path]
-    sizes_wh: Any
-    image_ids: Any
-    category_ids: Any
-    starts: Any
-    classes: Any
-    boxes: Any
-    areas: Any
-    crowd: Any
-    polygons: Any
-    polygon_starts: Any
-
-
-def make_split(images: int, rng: np.random.Generator) -> Split:
+def make_split(images: int, rng: np.random.Generator) -> Annotations:
     """Draw boxes of all COCO's bands, 1 % crowds; a few classes are common and most are rare, as in COCO."""
     count = round(images * BOXES_PER_IMAGE)
     owners = np.sort(rng.integers(0, images, count))
     boxes = _boxes(count, rng)
-    return Split(
+    return Annotations(
         names=[f"class {index}" for index in range(CLASSES)],
         paths=[Path(f"{index:06}.jpg") for index in range(images)],
         sizes_wh=np.full((images, 2), SIDE, np.int32),
@@ -73,10 +56,11 @@ def make_split(images: int, rng: np.random.Generator) -> Split:
         crowd=rng.random(count) < 0.01,
         polygons=np.empty((0, 2), np.float32),
         polygon_starts=np.zeros(count + 1, np.int64),
+        problems=[],
     )
 
 
-def make_detections(split: Split, rng: np.random.Generator) -> Detections:
+def make_detections(split: Annotations, rng: np.random.Generator) -> Detections:
     """Draw a detector's output: a third near true boxes, mostly of the right class, the rest anywhere and unsure."""
     images = len(split.paths)
     count = images * DETECTIONS_PER_IMAGE
@@ -114,7 +98,7 @@ def _classes(count: int, rng: np.random.Generator) -> Any:
     return (CLASSES * rng.random(count) ** 2).astype(np.int64)
 
 
-def exact_rows(split: Split, detections: Detections) -> Floats:
+def exact_rows(split: Annotations, detections: Detections) -> Floats:
     """The (D, 7) rows that pycocotools reads: image id, x, y, width, height, score, category id; nothing is rounded."""
     found = detections.table()
     ids = split.image_ids[found.images], split.category_ids[found.classes]

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import blocks
 from models.yolo import Model, load_model
-from utils.options import option
+from utils.options import Ranged, option
 
 
 def gflops(model: Model, size: int = 640) -> float:
@@ -32,12 +32,14 @@ def parameters(model: nn.Module) -> int:
 
 
 @dataclass
-class Options:
+class Options(Ranged):
     """Print the rows of a model with their parameters and cost."""
 
     cfg: str = option("yolov5-spd-s.yaml", "model YAML, also by its name in models/")
-    imgsz: int = option(640, "image size in pixels that the cost is given for", aliases=("--img", "--img-size"))
-    batch_size: int = option(1, "images in a batch when profiling", aliases=("--batch",))
+    imgsz: int = option(
+        640, "image size in pixels that the cost is given for", aliases=("--img", "--img-size"), least=1
+    )
+    batch_size: int = option(1, "images in a batch when profiling", aliases=("--batch",), least=1)
     profile: bool = option(False, "measure each row's time on this machine")
 
 

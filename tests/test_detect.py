@@ -305,6 +305,8 @@ def test_val_refuses_flags_without_effect(
         (("--merge", "nms"), "--merge: has no effect without --tile"),
         (("--save-conf",), "--save-conf: has no effect without --save-txt"),
         (("--save-format", "1"), "--save-format: has no effect without --save-txt"),
+        (("--line-thickness", "0"), "--line-thickness 0: expected 1 to 100"),
+        (("--line-thickness", "40000"), "--line-thickness 40000: expected 1 to 100"),
         (("--source", ""), "--source: give the image, video, folder, list or stream"),
         (("--view-img",), "--view-img: no window opens"),
     ],

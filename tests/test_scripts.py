@@ -19,6 +19,7 @@ import detect
 import train
 import val
 from tests.helpers import command, read_txt, same_end
+from utils.coco import FIGURES
 from utils.options import ROOT
 
 RUN_FILES = (
@@ -27,7 +28,6 @@ RUN_FILES = (
     "per_image.csv report.html "
     "weights/last.pt weights/best.pt"
 ).split()
-METRICS = "P R AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def short(squares: Path, tiny_cfg: str, tmp_path: Path) -> dict[str, Any]:
 def test_eight_images_are_learnt_by_heart(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["AP50"] > 0.9
-    assert set(METRICS) <= metrics.keys()
+    assert set(FIGURES) <= metrics.keys()
     assert metrics["AP_L"] is None  # no object of these images is large
 
 
@@ -366,3 +366,6 @@ def test_model_yaml_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert len(lines) == 33
     assert lines[-1].startswith("yolov5-spd-n.yaml: 2,256,157 parameters, 0.1 GFLOPs")
     assert command(summary, monkeypatch, "--cfg", "none.yaml") == 2
+    for flag in ("--img", "--batch"):
+        assert command(summary, monkeypatch, flag, "0") == 2
+        assert "0: expected at least 1" in capsys.readouterr().err

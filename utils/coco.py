@@ -8,14 +8,14 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
+from data.annotations import Annotations
 from utils.areas import COCO_BANDS, Bands
 from utils.curves import (
     MAX_DETECTIONS,
@@ -23,7 +23,6 @@ from utils.curves import (
     DetectionTable,
     Floats,
     Ints,
-    Mask,
     Matches,
     TruthTable,
     confidence_curves,
@@ -66,58 +65,6 @@ def _limits(max_det: int) -> tuple[int, ...]:
 
 COCO_FIGURES = tuple(_figures(COCO_BANDS, MAX_DETECTIONS))  # the 12, in pycocotools' order
 FIGURES = ("P", "R", "F1", *COCO_FIGURES)
-
-
-class GroundTruth(Protocol):
-    """What evaluation needs of a split's annotations; `data.annotations.Annotations` has it."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Class names."""
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        """(N) image files."""
-
-    @property
-    def sizes_wh(self) -> npt.NDArray[np.int32]:
-        """(N, 2) pixels."""
-
-    @property
-    def image_ids(self) -> Ints:
-        """(N) COCO's image ids."""
-
-    @property
-    def category_ids(self) -> Ints:
-        """(nc) COCO's id of each class."""
-
-    @property
-    def starts(self) -> Ints:
-        """(N + 1) image i owns the boxes starts[i] to starts[i + 1]."""
-
-    @property
-    def classes(self) -> Ints:
-        """(M) class of each box."""
-
-    @property
-    def boxes(self) -> Floats:
-        """(M, 4) x, y of the top left corner, width, height in the original image's pixels."""
-
-    @property
-    def areas(self) -> Floats:
-        """(M) square pixels."""
-
-    @property
-    def crowd(self) -> Mask:
-        """(M) regions of many objects, ignored."""
-
-    @property
-    def polygons(self) -> npt.NDArray[np.float32]:
-        """(P, 2) outline points in pixels."""
-
-    @property
-    def polygon_starts(self) -> Ints:
-        """(M + 1) box j owns the points polygon_starts[j] to polygon_starts[j + 1]."""
 
 
 class Detections:
@@ -183,7 +130,7 @@ class Metrics:
 
 
 def evaluate_coco(
-    annotations: GroundTruth, detections: Detections, *, bands: Bands = COCO_BANDS, max_det: int = MAX_DETECTIONS
+    annotations: Annotations, detections: Detections, *, bands: Bands = COCO_BANDS, max_det: int = MAX_DETECTIONS
 ) -> Metrics:
     """Measure detections as COCO does: 101 recalls, IoU 0.50 to 0.95, 100 detections, crowds ignored.
 
@@ -209,7 +156,7 @@ def evaluate_coco(
     return Metrics(figures, confidence, per_class, curves, found, truths, matches)
 
 
-def confusion_matrix(annotations: GroundTruth, detections: Detections, conf: float = 0.25, iou: float = 0.45) -> Ints:
+def confusion_matrix(annotations: Annotations, detections: Detections, conf: float = 0.25, iou: float = 0.45) -> Ints:
     """Count what each true class was taken for, (nc + 1, nc + 1): rows predicted, columns true, the last background.
 
     Detections of confidence `conf` or more and true boxes pair one to one whatever their classes, the greatest IoU
@@ -219,13 +166,13 @@ def confusion_matrix(annotations: GroundTruth, detections: Detections, conf: flo
     return count_confusions(found[found.confidences >= conf], truth_table(annotations), len(annotations.names), iou)
 
 
-def truth_table(annotations: GroundTruth) -> TruthTable:
+def truth_table(annotations: Annotations) -> TruthTable:
     """A split's true boxes as matching reads them."""
     images = np.repeat(np.arange(len(annotations.starts) - 1), np.diff(annotations.starts))
     return TruthTable(images, annotations.classes, annotations.boxes, annotations.crowd)
 
 
-def truth_rows(annotations: GroundTruth, image_ids: Ints, category_ids: Ints) -> list[dict[str, Any]]:
+def truth_rows(annotations: Annotations, image_ids: Ints, category_ids: Ints) -> list[dict[str, Any]]:
     """COCO's annotation of each box under the given (M) ids."""
     columns = (image_ids, category_ids, annotations.boxes, annotations.areas, annotations.crowd.astype(int))
     return [
@@ -237,7 +184,7 @@ def truth_rows(annotations: GroundTruth, image_ids: Ints, category_ids: Ints) ->
 
 
 def _coco_arrays(
-    annotations: GroundTruth, truths: TruthTable, found: DetectionTable, bands: Bands, limits: tuple[int, ...]
+    annotations: Annotations, truths: TruthTable, found: DetectionTable, bands: Bands, limits: tuple[int, ...]
 ) -> dict[str, Floats]:
     """Precision (10 IoUs, 101 recalls, nc, 1 + bands, limits) and recall (10, nc, 1 + bands, limits).
 

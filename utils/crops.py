@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.annotations import Annotations
 from data.images import read_image
 from utils.boxes import GREY, resize
-from utils.coco import GroundTruth
 from utils.curves import Floats
 from utils.drawing import TITLE_LINE, Image, save_image, write_title
 from utils.mistakes import Mistakes
@@ -32,7 +32,7 @@ class Crop:
     title: str
 
 
-def draw_misses(mistakes: Mistakes, annotations: GroundTruth, path: Path) -> bool:
+def draw_misses(mistakes: Mistakes, annotations: Annotations, path: Path) -> bool:
     """Write the worst misses, with the detections around them; returns whether there are any."""
     truths, shown = mistakes.truths, mistakes.found[mistakes.shown]
     crops = []
@@ -44,7 +44,7 @@ def draw_misses(mistakes: Mistakes, annotations: GroundTruth, path: Path) -> boo
     return plot_crops(crops, path, colour=LABEL, other_colour=DETECTION)
 
 
-def draw_false_alarms(mistakes: Mistakes, annotations: GroundTruth, path: Path) -> bool:
+def draw_false_alarms(mistakes: Mistakes, annotations: Annotations, path: Path) -> bool:
     """Write the most confident false alarms, with the labels around them; returns whether there are any."""
     found, truths = mistakes.found, mistakes.truths
     crops = []

@@ -8,6 +8,7 @@ from typing import Any
 from data.annotations import Annotations
 from data.figures import draw_labels
 from data.loader import Batch
+from utils.areas import COCO_BANDS
 from utils.drawing import plot_batch
 from utils.page import Picture
 from utils.report_files import write_report
@@ -15,7 +16,7 @@ from utils.run_log import RunLog
 from utils.validation import Report
 
 NAMED_FIGURES = {"precision": "P", "recall": "R", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}  # YOLOv5's columns
-OWN_FIGURES = ("AP_S", "AP_M", "AP_L")
+OWN_FIGURES = [f"AP_{name}" for name in COCO_BANDS]
 
 
 class DetectionLog(RunLog[Batch, Report]):

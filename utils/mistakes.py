@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.coco import GroundTruth, Metrics
+from data.annotations import Annotations
+from utils.coco import Metrics
 from utils.curves import DetectionTable, Floats, Ints, Mask, TruthTable
 
 
@@ -34,7 +35,7 @@ class Mistakes:
         """Rows of the wrong detections, the most confident first."""
         return _first(self.wrong, (-self.found.confidences,))
 
-    def images(self, annotations: GroundTruth) -> list[dict[str, Any]]:
+    def images(self, annotations: Annotations) -> list[dict[str, Any]]:
         """A row for each image, the least F1 first and of equal ones the most mistakes.
 
         `detections` counts those over crowds too; F1 is nan, and comes last, where there is nothing to find and nothing

@@ -13,13 +13,14 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
+from data.annotations import Annotations
 from data.coco_file import CocoObject, read_object
-from utils.coco import COCO_FIGURES, Detections, GroundTruth, truth_rows, truth_table
+from utils.coco import COCO_FIGURES, Detections, truth_rows, truth_table
 
 Results = list[dict[str, Any]]  # detections in COCO's form
 
 
-def to_coco_json(annotations: GroundTruth) -> dict[str, Any]:
+def to_coco_json(annotations: Annotations) -> dict[str, Any]:
     """Write a split's ground truth in COCO's json form, whatever it was read from; annotation ids count from 1."""
     image_ids = annotations.image_ids.tolist()
     sizes = annotations.sizes_wh.tolist()
@@ -40,7 +41,7 @@ def to_coco_json(annotations: GroundTruth) -> dict[str, Any]:
     return {"info": {}, "images": images, "annotations": rows, "categories": categories}
 
 
-def detections_to_json(annotations: GroundTruth, detections: Detections) -> Results:
+def detections_to_json(annotations: Annotations, detections: Detections) -> Results:
     """List detections in COCO's result form, with the data set's ids, unrounded: they score as what was measured."""
     found = detections.table()
     image_ids, category_ids = annotations.image_ids[found.images], annotations.category_ids[found.classes]
@@ -61,7 +62,7 @@ def submission_name(split: str, weights: Path) -> str:
 
 
 def official(
-    truth: GroundTruth | Path,
+    truth: Annotations | Path,
     results: Results | Path,
     *,
     image_ids: Sequence[int] | None = None,

@@ -5,7 +5,9 @@ touched. A file appears under its name only when it is complete.
 """
 
 import csv
+import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.areas import COCO_BANDS
+from utils.report import write_bytes_atomically
 from utils.upstream import colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
 SIZE_BANDS = dict(zip(("small", "medium", "large"), COCO_BANDS.values(), strict=True))
@@ -72,15 +74,18 @@ def _figure(path: Path, size: tuple[float, float], title: str = "") -> "Iterator
             "axes.grid": True,
             "axes.axisbelow": True,
             "grid.alpha": 0.25,
+            "text.parse_math": False,  # a class may be called $a^$
         }
     ):
         figure = Figure(figsize=size, dpi=100, layout="constrained")
         if title:
             figure.suptitle(title)
         yield figure
-        part = path.with_name(f"{path.stem}.part{path.suffix}")
-        figure.savefig(part)
-    part.replace(path)
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # no font has it: a frame stands in its place
+            figure.savefig(content, format=path.suffix[1:])
+    write_bytes_atomically(path, content.getbuffer())
 
 
 def plot_curves(confidences: Floats, values: Floats, names: Sequence[str], path: Path, *, ylabel: str) -> None:

@@ -23,10 +23,11 @@ import yaml
 from torch import Tensor, nn
 
 from data.images import read_image, swap_red_and_blue
+from utils.areas import COCO_BANDS
 from utils.options import InputError
 
 METRICS = ("P", "R", "AP50", "AP75", "AP")  # columns of the console table, before those by size
-BANDS = ("AP_S", "AP_M", "AP_L")
+BANDS = tuple(f"AP_{name}" for name in COCO_BANDS)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from torch import Tensor
 from data.augment import Image
 from data.dataset import Item, unlabelled_item
 from data.loader import Batch, collate
+from models.yolo import Model
 from utils.boxes import MAX_CANDIDATES, Letterbox, apart, fit_window, suppress, to_letterbox
 from utils.checkpoint import training_scale
-from utils.engine import Detector, Prediction, Predictor
-from utils.options import InputError
+from utils.engine import Detector, NmsSettings, Prediction, Predictor
+from utils.options import InputError, Ranged, option
 
 MERGES = ("nms", "nmm")
 MERGE_IOS = 0.5  # share of the smaller of two boxes in the other, above which they are one object
@@ -41,27 +41,50 @@ class Tiling:
     batch_size: int = 16  # tiles in a forward pass
 
 
-class TileFlags(Protocol):
-    """The command-line options that say how to tile; an empty `tile` means not at all."""
+@dataclass
+class DetectorOptions(Ranged):
+    """Flags of the scripts that use a trained detector; a field is a flag."""
 
-    weights: str
-    batch_size: int
-    tile: str
-    overlap: float
-    full: bool
-    merge: str
+    weights: str = option("", "checkpoint to use", aliases=("--weight",))
+    batch_size: int = option(32, "images in a batch, or tiles", aliases=("--batch",), least=1)
+    device: str = option("", "cpu, or a GPU's number; empty chooses")
+    augment: bool = option(False, "test-time augmentation: scaled and mirrored views")
+    tile: str = option("", "look at large images in tiles of so many pixels; 'auto' keeps the scale of training")
+    overlap: float = option(0.2, "least share of a tile that the next one shows again", least=0, most=0.9)
+    full: bool = option(True, "with tiles, look at the whole image, too")
+    merge: str = option("nmm", "what makes tiles' detections of one object one: suppression or merging", choices=MERGES)
+    save_txt: bool = option(False, "write the detections as YOLO txt")
+    save_conf: bool = option(False, "put the confidence into the txt files")
+    project: str = option("runs/detect", "folder of runs")
+    name: str = option("exp", "name of the run")
+    exist_ok: bool = option(False, "write into an existing run's folder")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on CPUs")
+    fold: bool = option(True, "run space-to-depth and the convolution after it in one step, exactly")
+    compile: bool = option(False, "let torch.compile make kernels, anew for each shape of image; then saves time")
 
 
-def tiled(predictor: Predictor, flags: TileFlags, size: int) -> Detector:
-    """Make a predictor look at tiles, fitted into `size` pixels, if the options say so.
+def make_detector(
+    model: Model, device: torch.device, settings: NmsSettings, options: DetectorOptions, size: int
+) -> Detector:
+    """A predictor as the options say, or one that looks at tiles, fitted into `size` pixels.
 
     Raises:
         InputError: `--tile` is neither a number of pixels nor `auto`, or the checkpoint leaves `auto` open.
     """
-    if not flags.tile:
+    predictor = Predictor(
+        model,
+        device,
+        settings=settings,
+        half=options.half,
+        augment=options.augment,
+        folded=options.fold,
+        compiled=options.compile,
+    )
+    if not options.tile:
         return predictor
-    tile = tile_side(flags.tile, size, Path(flags.weights))
-    return TiledPredictor(predictor, Tiling(tile, flags.overlap, flags.full, flags.merge, flags.batch_size), size)
+    tile = tile_side(options.tile, size, Path(options.weights))
+    tiling = Tiling(tile, options.overlap, options.full, options.merge, options.batch_size)
+    return TiledPredictor(predictor, tiling, size)
 
 
 def tile_side(text: str, size: int, weights: Path) -> int:

@@ -15,7 +15,7 @@ from data.annotations import Annotations
 from data.loader import Batch, Loader
 from utils.areas import COCO_BANDS, Bands
 from utils.boxes import xyxy_to_xywh
-from utils.coco import Metrics, evaluate_coco
+from utils.coco import FIGURES, Metrics, evaluate_coco
 from utils.drawing import as_batch_boxes, plot_batch
 from utils.engine import Detector, Evaluation, Prediction, evaluate
 from utils.loss import DetectionLoss
@@ -24,14 +24,13 @@ from utils.report import console_table, unique_stems, write_text_atomically
 
 PICTURED_BATCHES = 3
 FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
-FIGURES = "P R AP AP50 AP75 AP_S AP_M AP_L AR1 AR10 AR100 AR_S AR_M AR_L".split()
 
 
 def parse_fitness(text: str, known: Sequence[str] = FIGURES, example: str = FITNESS) -> dict[str, float]:
     """Turn `0.1 AP50 + 0.9 AP`, or a figure alone, into the weight of each of the `known` figures that it names.
 
     Raises:
-        InputError: it is no such sum, or names a figure that a validation does not give.
+        InputError: it is no such sum, or names a figure twice or one that a validation does not give.
     """
     weights: dict[str, float] = {}
     for term in text.split("+"):
@@ -42,6 +41,8 @@ def parse_fitness(text: str, known: Sequence[str] = FIGURES, example: str = FITN
             weight = math.nan
         if name not in known or not math.isfinite(weight):
             raise InputError(f"--fitness {text!r}: expected a sum such as {example!r}, of {', '.join(known)}")
+        if name in weights:
+            raise InputError(f"--fitness {text!r}: names {name} twice")
         weights[name] = weight
     return weights
 

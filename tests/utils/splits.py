@@ -2,40 +2,23 @@
 
 import contextlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.annotations import Annotations
 from utils.areas import COCO_BANDS
 from utils.coco import Detections
 from utils.official import detections_to_json, pycocotools_evaluation, to_coco_json
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The fields of an annotations table that evaluation reads."""
-
-    names: list[str]
-    paths: list[Path]
-    sizes_wh: np.ndarray
-    image_ids: np.ndarray
-    category_ids: np.ndarray
-    starts: np.ndarray
-    classes: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    polygons: np.ndarray
-    polygon_starts: np.ndarray
 
 
 def truth_of(images, names, *, image_ids=None, category_ids=None, areas=None):
     """A table from, for each image, rows (class, x, y, w, h, crowd)."""
     rows = np.array([row for image in images for row in image], np.float64).reshape(-1, 6)
     count = len(images)
-    return Truth(
+    return Annotations(
         names=list(names),
         paths=[Path(f"images/{index:03}.png") for index in range(count)],
         sizes_wh=np.tile(np.int32([640, 480]), (count, 1)),
@@ -48,6 +31,7 @@ def truth_of(images, names, *, image_ids=None, category_ids=None, areas=None):
         crowd=rows[:, 5] > 0,
         polygons=np.empty((0, 2), np.float32),
         polygon_starts=np.zeros(len(rows) + 1, np.int64),
+        problems=[],
     )
 
 

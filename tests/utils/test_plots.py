@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tests.utils.pictures import has_colour, many_names, read
 from utils import plots
-from utils.options import ROOT
+from utils.options import ROOT, InputError
 from utils.report import ResultsCsv
 
 NAMES = ["disc", "cross", "star"]
@@ -85,3 +86,19 @@ assert dict(matplotlib.rcParams) == before
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
     assert (tmp_path / "m.png").is_file()
+
+
+def test_names_are_text_in_any_script(tmp_path: Path):
+    names = ["$a^$", "\N{CJK UNIFIED IDEOGRAPH-732B}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.plot_confusion_matrix(np.eye(3), names, tmp_path / "matrix.png")
+        values = np.ones((2, 101))
+        plots.plot_precision_recall(np.linspace(0, 1, 101), values, values[:, 0], names, tmp_path / "curve.png")
+
+
+def test_a_picture_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path):
+    (tmp_path / "matrix.png").mkdir()
+    with pytest.raises(InputError, match="could not be written"):
+        plots.plot_confusion_matrix(np.eye(2), ["a"], tmp_path / "matrix.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.png"]

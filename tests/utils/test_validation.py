@@ -12,6 +12,7 @@ from utils.validation import FITNESS, parse_fitness
         (FITNESS, {"AP50": 0.1, "AP": 0.9}),
         ("AP_S", {"AP_S": 1.0}),
         ("AR100", {"AR100": 1.0}),
+        ("F1", {"F1": 1.0}),
         ("1 AP_S+0.5 R", {"AP_S": 1.0, "R": 0.5}),
     ],
 )
@@ -23,3 +24,8 @@ def test_a_fitness_is_a_sum_of_figures(text: str, weights: dict[str, float]) -> 
 def test_another_fitness_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected a sum such as"):
         parse_fitness(text)
+
+
+def test_a_figure_counts_once() -> None:
+    with pytest.raises(InputError, match="names AP twice"):
+        parse_fitness("0.1 AP + 0.9 AP")
