@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.archive import MAX_DEPTH, MAX_NODES, ContentError, Stub, as_float32, plain_copy, read_archive
+from utils.archive import MAX_DEPTH, MAX_NODES, ContentError, Stub, as_float32, plain_copy
 from utils.options import InputError
 
-MAX_STRIDE = 1024
-EXTRA_KEYS = ("updates", "date", "git", "wandb_id", "opt")
 CONFIG_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 _CLASSES = {
     "models.yolo": "Model DetectionModel Detect",
@@ -57,25 +55,12 @@ class LegacyCheckpoint:
     """A YOLOv5 checkpoint as plain data.
 
     `state_dict` holds the EMA if the file has one, floats as float32, under the names of YOLOv5's state_dict;
-    `config` is the model's YAML; `strides` are pixels per scale;
-    `extra` has the recipe (`hyp`), options and dates as far as they are plain.
+    `config` is the model's YAML.
     """
 
     config: dict[str, Any]
     names: list[str]
     state_dict: dict[str, Tensor]
-    strides: list[float]
-    epoch: int
-    extra: dict[str, Any]
-
-
-def read_legacy(path: Path) -> LegacyCheckpoint:
-    """Read a checkpoint of YOLOv5 v5 to v7 or of the SPD-Conv authors.
-
-    Raises:
-        InputError: the file is missing, damaged, no such checkpoint, or asks for a name that is not on the list.
-    """
-    return parse_legacy(read_archive(path, inert=INERT), path)
 
 
 def parse_legacy(content: Any, path: Path) -> LegacyCheckpoint:
@@ -85,17 +70,12 @@ def parse_legacy(content: Any, path: Path) -> LegacyCheckpoint:
         InputError: it is no such checkpoint.
     """
     try:
-        checkpoint, model = _find_model(content)
+        model = _find_model(content)
         config = _config(model.attributes.get("yaml"))
-        epoch = checkpoint.get("epoch")
-        others = {"hyp": model.attributes.get("hyp")} | {key: checkpoint.get(key) for key in EXTRA_KEYS}
         return LegacyCheckpoint(
             config=config,
             names=_names(model.attributes.get("names"), config["nc"]),
             state_dict=as_float32(dict(_named_tensors(model)), path.stat().st_size),
-            strides=_strides(model.attributes.get("stride")),
-            epoch=epoch if type(epoch) is int else -1,
-            extra={key: value for key, value in others.items() if _is_plain(value)},
         )
     except ContentError as error:
         raise InputError(f"{path}: {error}") from None
@@ -112,11 +92,11 @@ def find_state(content: Any) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
-def _find_model(content: Any) -> tuple[dict[str, Any], Stub]:
+def _find_model(content: Any) -> Stub:
     if isinstance(content, dict):
         for key in ("ema", "model"):
             if isinstance(content.get(key), Stub):
-                return content, content[key]
+                return content[key]
     raise ContentError("no YOLOv5 checkpoint: expected a pickled model under 'ema' or 'model'")
 
 
@@ -134,21 +114,6 @@ def _names(value: Any, classes: Any) -> list[str]:
     if not isinstance(value, list) or len(value) != classes or not all(type(name) is str for name in value):
         raise ContentError("no YOLOv5 detector: expected as many class names as its YAML has classes (nc)")
     return list(value)
-
-
-def _strides(value: Any) -> list[float]:
-    strides = value.tolist() if type(value) is Tensor and value.numel() <= MAX_DEPTH else None
-    if not isinstance(strides, list) or not all(type(x) in (int, float) and 1 <= x <= MAX_STRIDE for x in strides):
-        raise ContentError(f"no YOLOv5 detector: expected the strides as numbers from 1 to {MAX_STRIDE}")
-    return [float(stride) for stride in strides]
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        plain_copy(value, "")
-    except ContentError:
-        return False
-    return True
 
 
 def _named_tensors(model: Stub) -> Iterator[tuple[str, Tensor]]:

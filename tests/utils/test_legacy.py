@@ -12,7 +12,6 @@ from torch import nn
 
 from tests.utils.damage import flipped_files
 from utils.checkpoint import read_weights
-from utils.legacy import read_legacy
 from utils.options import InputError
 
 
@@ -78,7 +77,7 @@ def valid(tmp_path):
 
 def test_reads_what_the_module_holds(valid):
     net, path = valid
-    read = read_legacy(path)
+    read = read_weights(path)
     expected = {key: value for key, value in net.state_dict().items() if "anchor_grid" not in key}
     assert list(read.state_dict) == list(expected)
     assert "model.0.conv.weight" in expected
@@ -86,32 +85,27 @@ def test_reads_what_the_module_holds(valid):
     for key, value in read.state_dict.items():
         assert value.dtype == (torch.float32 if expected[key].is_floating_point() else torch.int64)
         assert torch.equal(value, expected[key].to(value.dtype))
-    assert (read.config, read.names, read.strides, read.epoch) == (net.yaml, ["cell", "plate"], [8.0], 7)
-    assert read.extra["hyp"] == {"lr0": 0.01}
-    assert read.extra["date"] == "2022-11-22"
+    assert (read.config, read.names, read.source) == (net.yaml, ["cell", "plate"], path)
 
 
 def test_the_ema_is_preferred_and_dict_names_are_taken(tmp_path):
     ema = model("DetectionModel", names={0: "a", 1: "b"})
     options = {"save_dir": pathlib.PurePosixPath("runs/exp")}
     path = save(checkpoint(model(), ema=ema.half(), opt=options, when=datetime.date(2022, 1, 1)), tmp_path / "last.pt")
-    read = read_legacy(path)
+    read = read_weights(path)
     assert read.names == ["a", "b"]
     assert torch.equal(read.state_dict["model.0.conv.weight"], ema.state_dict()["model.0.conv.weight"].float())
-    assert "opt" not in read.extra
+
+
+def test_strides_which_nothing_reads_may_be_odd(tmp_path):
+    path = save(checkpoint(model(stride=torch.tensor([float("nan")]))), tmp_path / "x.pt")
+    assert read_weights(path).names == ["cell", "plate"]
 
 
 def test_numpy_of_both_generations(tmp_path):
     old = np.array([0.25])
     path = save(checkpoint(model(), best_fitness=old), tmp_path / "x.pt")
-    assert read_legacy(path).epoch == 7
-
-
-def test_read_weights_takes_legacy_files(valid):
-    net, path = valid
-    weights = read_weights(path)
-    assert (weights.config, weights.names, weights.source) == (net.yaml, ["cell", "plate"], path)
-    assert weights.state_dict["model.0.bn.weight"].dtype == torch.float32
+    assert read_weights(path).names == ["cell", "plate"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +118,6 @@ def test_read_weights_takes_legacy_files(valid):
         ({"model": nn.Conv2d(1, 1, 1)}, "expected the model's YAML"),
         ({"model": model(names=["one"])}, "as many class names"),
         ({"model": model(names={1: "a", 2: "b"})}, "as many class names"),
-        ({"model": model(stride=torch.tensor([float("nan")]))}, "strides"),
         ({"model": model(yaml={"nc": 2})}, "expected the model's YAML with the keys"),
         ({"model": model(yaml={"nc": np.int64(2)})}, "found 'numpy"),
         ({"model": model(_buffers=[1])}, "_buffers of a models.yolo.Model is a list"),
@@ -132,7 +125,7 @@ def test_read_weights_takes_legacy_files(valid):
 )
 def test_other_content_is_one_line(tmp_path, content, reason):
     with pytest.raises(InputError, match=reason) as caught:
-        read_legacy(save(content, tmp_path / "x.pt"))
+        read_weights(save(content, tmp_path / "x.pt"))
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +133,7 @@ def test_modules_that_contain_themselves_end(tmp_path):
     net = model()
     net._modules["again"] = net
     with pytest.raises(InputError, match="nested without end"):
-        read_legacy(save({"model": net}, tmp_path / "x.pt"))
+        read_weights(save({"model": net}, tmp_path / "x.pt"))
 
 
 def test_modules_shared_exponentially_end(tmp_path):
@@ -150,7 +143,7 @@ def test_modules_shared_exponentially_end(tmp_path):
         layer = nn.Sequential(layer, layer)
     net._modules["many"] = layer
     with pytest.raises(InputError, match="nested without end"):
-        read_legacy(save({"model": net}, tmp_path / "x.pt"))
+        read_weights(save({"model": net}, tmp_path / "x.pt"))
 
 
 def test_views_of_one_storage_do_not_multiply(tmp_path):
@@ -159,7 +152,7 @@ def test_views_of_one_storage_do_not_multiply(tmp_path):
     for layer in net.extra:
         layer.register_parameter("weight", weight)
     with pytest.raises(InputError, match="more elements"):
-        read_legacy(save({"model": net}, tmp_path / "x.pt"))
+        read_weights(save({"model": net}, tmp_path / "x.pt"))
 
 
 def test_flipped_bytes_give_the_weights_or_one_line(valid, tmp_path):
@@ -168,7 +161,7 @@ def test_flipped_bytes_give_the_weights_or_one_line(valid, tmp_path):
     refusals = []
     for flipped in flipped_files(path, tmp_path / "flipped.pt", 500):
         try:
-            assert torch.equal(read_legacy(flipped).state_dict["model.0.conv.weight"], weight)
+            assert torch.equal(read_weights(flipped).state_dict["model.0.conv.weight"], weight)
         except InputError as error:
             refusals.append(str(error))
     assert len(refusals) > 250  # the others hit the zip's padding
