@@ -50,7 +50,7 @@ class Options(RunOptions):
     image_weights: bool = option(False, "draw images with rare and badly found classes more often")
     multi_scale: bool = option(False, "vary the image size from batch to batch by half")
     single_cls: bool = option(False, "treat all classes as one")
-    sync_bn: bool = option(False, "batch statistics over all processes (training runs in one process: no effect)")
+    sync_bn: bool = option(False, "of YOLOv5's commands; training runs in one process, so it has no effect")
     freeze: list[str] = option(["0"], "rows to freeze: backbone, one number for the first so many, or those rows")
     fitness: str = option(FITNESS, "figures whose sum chooses best.pt, such as AP_S alone")
     evolve: int | None = option(None, "trials of a search for a better recipe; needs Optuna", bare=300, least=1)
@@ -63,7 +63,9 @@ def run(**options: object) -> Report | None:
 
 def main(options: Options) -> Report | None:
     """Train as the options say; a search for a recipe returns nothing, its results are files."""
-    start_logging()
+    logger = start_logging()
+    if options.sync_bn:
+        logger.warning("--sync-bn: has no effect, as training runs in one process")
     if options.tile and (options.rect or options.image_weights):
         raise InputError("--tile: not together with --rect or --image-weights, which are about whole images")
     if options.evolve is not None:

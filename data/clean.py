@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from data.annotations import Annotations
 from data.config import DataConfig
@@ -22,7 +21,7 @@ from data.polygons import without_area
 from data.problems import KINDS
 from data.rows import offsets, repeated
 from utils.options import InputError
-from utils.report import write_text_atomically
+from utils.report import write_text_atomically, write_yaml
 
 
 def check_target(folder: Path, image_folders: Iterable[Path]) -> None:
@@ -62,8 +61,7 @@ def write_clean(config: DataConfig, examination: Examination, folder: Path) -> l
             for split, table in examination.tables.items():
                 changes += _write_split(table, examination.left_out[split], fresh, split)
             content = {split: f"images/{split}" for split in examination.tables} | {"names": config.names}
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            write_text_atomically(fresh / "data.yaml", f"# cleaned labels of {config.source}\n{text}")
+            write_yaml(fresh / "data.yaml", content, comment=f"cleaned labels of {config.source}")
             write_text_atomically(fresh / "changes.txt", "".join(f"{line}\n" for line in changes))
             if folder.exists():
                 folder.rmdir()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -32,6 +31,7 @@ from data.augment import (
 )
 from data.files import Progress
 from data.image_cache import CacheKind, ImageFiles, Letterboxes, cached
+from data.images import swap_red_and_blue
 from data.polygons import Polygons
 from utils.boxes import Letterbox, fit, fit_rectangle, letterbox
 
@@ -228,7 +228,7 @@ def _recoloured_and_flipped(sample: Sample, rng: np.random.Generator, strength: 
 
 def _item(sample: Sample, index: int, geometry: Letterbox | None) -> Item:
     """Turn BGR (H, W, 3) into RGB (3, H, W) in the same memory order, and boxes into shares of the image."""
-    image = torch.from_numpy(cv2.cvtColor(sample.image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
+    image = torch.from_numpy(swap_red_and_blue(sample.image)).permute(2, 0, 1)
     size = np.array(sample.size_wh, np.float32)
     low, high = np.clip(sample.boxes[:, :2] / size, 0, 1), np.clip(sample.boxes[:, 2:] / size, 0, 1)
     labels = np.concatenate((sample.classes[:, None], (low + high) / 2, high - low), 1).astype(np.float32)

@@ -106,13 +106,17 @@ def test_a_run_resumes_where_it_stopped(short: dict[str, Any], tmp_path: Path) -
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_training_options(options: dict[str, Any], short: dict[str, Any], tmp_path: Path) -> None:
+def test_training_options(
+    options: dict[str, Any], short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     settings = short | {"epochs": 2} | options
     if not settings["cfg"].startswith("/"):
         content = yaml.safe_load((ROOT / "models/hub" / settings["cfg"]).read_text())
         settings["cfg"] = str(tmp_path / "small.yaml")
         Path(settings["cfg"]).write_text(yaml.safe_dump(content | {"width_multiple": 0.125, "depth_multiple": 0.1}))
     report = train.run(**settings)
+    told = capsys.readouterr()
+    assert ("--sync-bn: has no effect" in told.out + told.err) == ("sync_bn" in options)
     folder = tmp_path / "exp"
     assert len((folder / "results.csv").read_text().splitlines()) == 3
     assert (folder / "weights/best.pt").is_file()

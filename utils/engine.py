@@ -18,7 +18,7 @@ from data.loader import Batch, ImageBatch, Loader
 from models.fold import fold, fuse
 from models.network import Network
 from models.yolo import Model
-from utils.boxes import Letterbox, nms, unletterbox
+from utils.boxes import GREY, Letterbox, nms, unletterbox
 from utils.coco import Detections
 from utils.training import Criterion, Outputs, compile_model
 from utils.upstream import progress
@@ -173,7 +173,7 @@ class Predictor(ReadyModel[Model]):
         height, width = (round(side * scale) for side in images.shape[2:])
         view = F.interpolate(view, (height, width), mode="bilinear", align_corners=False)
         stride = self.model.max_stride
-        view = F.pad(view, (0, -width % stride, 0, -height % stride), value=114 / 255)
+        view = F.pad(view, (0, -width % stride, 0, -height % stride), value=GREY / 255)
         decoded = self.model.decode_above(self.forward(view), self.settings.least_conf)
         for rows in decoded:  # one for each image
             rows[:, :4] /= rows.new_tensor((width / images.shape[3], height / images.shape[2]) * 2)

@@ -134,7 +134,7 @@ class DetectionLoss(nn.Module):
     def forward(self, raw: list[Tensor], boxes: Tensor) -> dict[str, Tensor]:
         """Sum each term over the scales."""
         boxes = boxes.cpu()
-        total = {name: raw[0].new_zeros((), dtype=torch.float32) for name in ("box", "obj", "cls")}
+        total = {name: raw[0].new_zeros((), dtype=torch.float32) for name in LOSSES}
         for level, anchors, balance in zip(raw, self.anchors, self.balance, strict=False):
             target = assign(boxes, anchors, (level.shape[3], level.shape[2]), self.anchor_t).to(level.device)
             for name, value in self._level(level, target).items():

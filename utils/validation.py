@@ -21,8 +21,8 @@ from utils.engine import Detector, Evaluation, Prediction, evaluate
 from utils.loss import DetectionLoss
 from utils.options import InputError
 from utils.report import console_table, unique_stems, write_text_atomically
+from utils.run_log import PICTURED_BATCHES
 
-PICTURED_BATCHES = 3
 FITNESS = "0.1 AP50 + 0.9 AP"  # YOLOv5's weighing for the best epoch
 
 
@@ -142,7 +142,6 @@ def validate(
     criterion: DetectionLoss | None = None,
     pictures: Path | None = None,
     label_files: LabelFiles | None = None,
-    description: str = "validation",
 ) -> Report:
     """Run the loop and measure; with a folder for `pictures`, draw the first batches' labels and predictions."""
     drawn: list[Path] = []
@@ -159,7 +158,7 @@ def validate(
                 drawn.append(pictures / f"val_batch{number}_{what}.jpg")
                 plot_batch(batch.images, boxes, names, drawn[-1], titles=titles)
 
-    evaluation = evaluate(predictor, loader, criterion=criterion, on_batch=on_batch, description=description)
+    evaluation = evaluate(predictor, loader, criterion=criterion, on_batch=on_batch, description="validation")
     metrics = evaluate_coco(annotations, evaluation.detections, bands=bands, max_det=predictor.settings.max_det)
     return Report(metrics, evaluation, annotations, describe(predictor.device), drawn)
 
