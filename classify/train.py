@@ -21,7 +21,7 @@ from data.class_dataset import ClassAugmentation, ClassBatch, ClassDataset, colo
 from data.class_images import ClassSplit
 from data.class_sets import FOLDERS_RECIPE, SETS
 from data.loader import Loader
-from models.resnet import ARCHITECTURES, CLASSIFY, STEM_SIZES, STEM_STRIDES, ResNet
+from models.resnet import ARCHITECTURES, CLASSIFY, STEM_SIZES, ResNet, read_config
 from models.summary import parameters
 from utils.checkpoint import Weights, read_weights, refuse_other_task, transfer
 from utils.class_hyp import ClassHyp, load_class_hyp
@@ -69,7 +69,9 @@ class Options(ClassDataOptions, RunOptions):
         super().__post_init__()
         known = SETS.get(self.data)
         self.hyp = self.hyp or (known.recipe if known else FOLDERS_RECIPE)
-        self.imgsz = self.imgsz or (STEM_SIZES[self.stem] if known is None or self.stem != "small" else known.imgsz)
+        self.imgsz = self.imgsz or (
+            STEM_SIZES.get(self.stem, 0) if known is None or self.stem != "small" else known.imgsz
+        )
 
 
 def run(**options: object) -> ClassReport:
@@ -106,18 +108,19 @@ class ClassTraining(TrainingRun[Options, ClassHyp, ResNet, ClassBatch, ClassRepo
         if checkpoint is not None:
             return ResNet(checkpoint["config"], names=names, source=str(options.resume))
         weights = read_weights(Path(options.weights)) if options.weights else None
-        chosen: dict[str, Any] = {"arch": options.model}
+        chosen = {"arch": options.model, "nc": len(names), "shrink": options.shrink}
         chosen |= {key: getattr(options, key) for key in ("stem", "spd_shortcut", "imgsz")}
         if weights is not None:
             refuse_other_task(weights.config, CLASSIFY, weights.source)
+            trained = asdict(read_config(weights.config, str(weights.source)))
             given = {"arch" if name == "model" else name for name in options.given}
-            chosen |= {key: weights.config[key] for key in chosen.keys() - given if key in weights.config}
-        size = check_image_size(chosen["imgsz"], STEM_STRIDES[chosen["stem"]])
+            chosen |= {key: trained[key] for key in {"arch", "stem", "spd_shortcut", "imgsz"} - given}
+        config = read_config(chosen, "--model")
+        size = check_image_size(config.imgsz, config.max_stride)
         refuse_shrink(size, options.shrink)
         self.options = replace(options, imgsz=size)
-        config = chosen | {"nc": len(names), "imgsz": size, "shrink": options.shrink} | self._colours(weights, size)
-        model = ResNet(config, names=names, source="--model")
-        self.logger.info(f"{model.config['arch']}: {parameters(model):,} parameters")
+        model = ResNet(asdict(config) | {"imgsz": size} | self._colours(weights, size), names=names, source="--model")
+        self.logger.info(f"{config.arch}: {parameters(model):,} parameters")
         if weights is not None:
             self.logger.info(f"{options.weights}: {transfer(model, weights)}")
         return model

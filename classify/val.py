@@ -26,6 +26,7 @@ from utils.classification import (
     build_classifier,
     read_splits,
     refuse_other_classes,
+    trained_share,
     validate_classes,
     view,
 )
@@ -59,7 +60,7 @@ def main(options: Options) -> ClassReport:
     device = select_device(options.device)
     weights = read_weights(Path(options.weights))
     model = build_classifier(weights)
-    splits = read_splits(options, weights.options.get("val_share"))
+    splits = read_splits(options, trained_share(weights))
     if options.split not in splits:
         raise InputError(f"--split {options.split}: {options.data} has {', '.join(splits)}")
     split = splits[options.split]

@@ -58,7 +58,7 @@ class ImageFiles:
         try:
             return read_image(self.paths[index], reduction((width, height), (side, side)) if side else 1)
         except InputError as error:  # though its header was sound
-            raise InputError(f"{error}; --resume goes on with a sound copy of the same size in its place") from error
+            raise InputError(f"{error}; put a sound copy of the same size in its place") from error
 
     def name(self, index: int) -> str:
         """Its path below the folder, with what is no Unicode in it made readable."""

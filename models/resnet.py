@@ -19,7 +19,6 @@ from models.network import Network
 from utils.options import InputError, brief, from_mapping
 
 CLASSIFY = "classify"
-STEM_STRIDES = {"small": 16, "imagenet": 32}  # of the whole network with that stem, where space-to-depth needs it
 STEM_SIZES = {"small": 32, "imagenet": 224}  # usual side of the images that a stem is for, in pixels
 WIDTHS = (64, 128, 256, 512)
 # Mean and deviation of red, green and blue, and the side in pixels, by the classes that the authors' checkpoints have:
@@ -62,6 +61,11 @@ class ResNetConfig:
     def spd(self) -> bool:
         """Whether space-to-depth takes the place of strides."""
         return self.arch.endswith("_spd")
+
+    @property
+    def max_stride(self) -> int:
+        """What space-to-depth needs an image's sides to be multiples of; a strided network takes any, rounding up."""
+        return {"small": 16, "imagenet": 32}[self.stem]
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -183,7 +187,7 @@ class ResNet(Network):
             InputError: the config has a key or a value that none of these networks has.
         """
         super().__init__()
-        known = _read_config(config | ({"nc": len(names)} if names is not None else {}), source)
+        known = read_config(config | ({"nc": len(names)} if names is not None else {}), source)
         self.config = asdict(known)
         self.names = list(names) if names is not None else [str(i) for i in range(known.nc)]
         self.normalise = Normalise(known.mean, known.std)
@@ -198,8 +202,8 @@ class ResNet(Network):
 
     @property
     def max_stride(self) -> int:
-        """What space-to-depth needs an image's sides to be multiples of; a strided network takes any, rounding up."""
-        return STEM_STRIDES[self.config["stem"]]
+        """As the config has it."""
+        return ResNetConfig(**self.config).max_stride
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, nc)."""
@@ -217,7 +221,12 @@ def _stage(
     return nn.Sequential(first, *(block(width * block.expansion, width, 1, config) for _ in range(repeat - 1)))
 
 
-def _read_config(content: dict[str, Any], source: str) -> ResNetConfig:
+def read_config(content: dict[str, Any], source: str) -> ResNetConfig:
+    """Read a checkpoint's config, or one to build from; `source` is what to call it in messages.
+
+    Raises:
+        InputError: it has a key or a value that none of these networks has.
+    """
     for key in ("arch", "nc"):
         if key not in content:
             raise InputError(f"{source}: missing key '{key}'")
@@ -230,18 +239,21 @@ def _read_config(content: dict[str, Any], source: str) -> ResNetConfig:
         raise InputError(f"{source}: spd_shortcut: {config.arch} has no space-to-depth")
     if not 1 <= config.nc <= 100_000:
         raise InputError(f"{source}: nc: expected a number of classes, found {config.nc}")
-    _check_colours(config, source)
+    _check_images(config, source)
     return config
 
 
-def _check_colours(config: ResNetConfig, source: str) -> None:
+def _check_images(config: ResNetConfig, source: str) -> None:
+    for key in ("imgsz", "shrink"):
+        if getattr(config, key) < 1:
+            raise InputError(f"{source}: {key}: expected 1 or more, found {getattr(config, key)}")
     for key, least in (("mean", 0.0), ("std", 1e-6)):
         values = getattr(config, key)
         if len(values) != 3 or not all(isinstance(value, float | int) and least <= value <= 1 for value in values):
             raise InputError(f"{source}: {key}: expected three numbers of 0..1, found {brief(values)}")
 
 
-def recognise(state: Mapping[str, Any]) -> dict[str, Any] | None:
+def recognise(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Tell from the names and shapes in a state_dict which of these networks it is of; None if of none.
 
     What the SPD-Conv authors' and torchvision's images were like is known by the classes and by the stem.
@@ -250,12 +262,15 @@ def recognise(state: Mapping[str, Any]) -> dict[str, Any] | None:
     blocks = {re.sub(r"(\d\.)residual_function.*", r"\1", name) for name in state if "residual_function" in name}
     _, repeats = ARCHITECTURES[f"resnet{depth}"]
     expected = {f"conv{number}_x.{block}." for number, repeat in enumerate(repeats, 2) for block in range(repeat)}
-    if "fc.weight" not in state or blocks != expected:
+    first, last = state.get("conv1.0.weight"), state.get("fc.weight")
+    if last is None or last.ndim != 2 or blocks != expected:
         return None
-    classes = len(state["fc.weight"])
+    classes = len(last)
     if "conv1.conv.conv.weight" in state:
         config = ResNetConfig(f"resnet{depth}_spd", classes, **AUTHORS_IMAGES.get(classes, {}))
-    elif state["conv1.0.weight"].shape[-1] == 7:
+    elif first is None:
+        return None
+    elif first.shape[-1:] == (7,):
         config = ResNetConfig(f"resnet{depth}", classes, stem="imagenet", **TORCHVISIONS_IMAGES)
     else:
         config = ResNetConfig(f"resnet{depth}", classes, **AUTHORS_IMAGES.get(classes, {}))

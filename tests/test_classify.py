@@ -20,7 +20,7 @@ import train as detector_train
 import val as detector_val
 from classify import predict, train, val
 from tests.helpers import command, raise_signal, same_end
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.classification import Classifier
 from utils.options import ROOT, InputError, Interrupted
 
@@ -112,6 +112,21 @@ def test_val_sees_images_as_training_did(short: dict[str, Any], pictures: Path, 
     other = val.run(**settings, project=str(tmp_path / "val"), shrink=1, val_share=0.5)
     assert len(other.split) == 8
     assert not np.isin(trained.metrics.guesses.probabilities, other.metrics.guesses.probabilities).all()
+
+
+@pytest.mark.parametrize("changes", [{"stem": "large"}, {"imgsz": 0}, {"shrink": "2"}, {"arch": "resnet9"}])
+def test_a_crafted_config_is_told_in_a_line(
+    changes: dict[str, Any], coloured: Path, short: dict[str, Any], tmp_path: Path
+) -> None:
+    content = load_checkpoint(coloured / "weights/best.pt")
+    content["options"] = {"val_share": "all"}
+    save_checkpoint(tmp_path / "x.pt", content | {"config": content["config"] | changes})
+    key = next(iter(changes))
+    told = {name: value for name, value in short.items() if name not in ("model", "imgsz")}
+    for use in (train, val):
+        settings = told if use is train else {"data": short["data"], "workers": 0}
+        with pytest.raises(InputError, match=f"x.pt: {key}: expected"):
+            use.run(**settings, weights=str(tmp_path / "x.pt"))
 
 
 def test_val_refuses_data_of_other_classes(coloured: Path, pictures: Path, tmp_path: Path) -> None:

@@ -221,12 +221,18 @@ def refuse_shrink(size: int, shrink: int) -> None:
         raise InputError(f"--shrink {shrink}: leaves nothing of images of {size} px")
 
 
-def read_splits(options: ClassDataOptions, trained_share: float | None = None) -> Splits:
+def trained_share(weights: Weights) -> float | None:
+    """The share of the training images that was set aside when a model was trained, if its checkpoint tells."""
+    share = weights.options.get("val_share")
+    return share if isinstance(share, float) and 0 < share < 1 else None
+
+
+def read_splits(options: ClassDataOptions, usual_share: float | None = None) -> Splits:
     """Read a set with a progress bar, say what it holds and what is wrong with it, and see to its validation images.
 
     Args:
         options: tell which set, and perhaps the share of training images to set aside.
-        trained_share: the share that a model in use was trained with.
+        usual_share: what to set aside where the options do not tell, such as a model's `trained_share`.
 
     Raises:
         InputError: as `read_set`, or a share is asked for of a set that has validation images.
@@ -234,7 +240,7 @@ def read_splits(options: ClassDataOptions, trained_share: float | None = None) -
     with scan_progress(f"{options.data}: images") as show:
         splits = read_set(options.data, show)
     if "val" not in splits:
-        share = options.val_share or trained_share or VAL_SHARE
+        share = options.val_share or usual_share or VAL_SHARE
         splits["train"], splits["val"] = splits["train"].divided(share)
     elif options.val_share is not None:
         raise InputError(f"--val-share: has no effect, as {options.data} has val/")

@@ -16,7 +16,7 @@ class RunOptions(Ranged):
     epochs: int = option(100, "passes over the training images", least=1)
     batch_size: int = option(16, "images in a batch; -1 takes what fits in the GPU's memory", aliases=("--batch",))
     imgsz: int = option(640, "image size in pixels, of the longer side", aliases=("--img", "--img-size"), least=1)
-    resume: str | None = option(None, "continue a run from its last.pt, the newest by default", bare="newest")
+    resume: str | None = option(None, "continue a run from its last.pt, by default --project's newest", bare="newest")
     nosave: bool = option(False, "keep the last checkpoint only")
     noval: bool = option(False, "validate after the last epoch only")
     noplots: bool = option(False, "write no pictures")

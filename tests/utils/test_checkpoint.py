@@ -339,6 +339,15 @@ def test_torchvisions_deeper_resnets_are_of_no_kind(tmp_path: Path) -> None:
         read_weights(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("gone", ["conv1.0.weight", "fc.weight"])
+def test_resnets_without_an_end_are_of_no_kind(gone: str, tmp_path: Path) -> None:
+    state = build_resnet("resnet18", 2).state_dict()
+    del state[gone]
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="holds a ResNet that is none of"):
+        read_weights(tmp_path / "x.pth")
+
+
 def test_the_authors_cifar_network_has_the_colours_that_it_was_trained_with(tmp_path: Path) -> None:
     torch.save(build_resnet("resnet18_spd", 100).state_dict(), tmp_path / "x.pth")
     assert read_weights(tmp_path / "x.pth").config["mean"] == [0.5071, 0.4865, 0.4409]
