@@ -101,7 +101,7 @@ def map_chunks(
 
 
 def walk(top: str, wanted: Callable[[str], bool]) -> Iterator[str]:
-    """Files below a folder whose names are `wanted`; links to folders are followed."""
+    """Files below a folder whose names are `wanted`, but for hidden ones; links to folders are followed."""
     visited: set[str] = set()
     for folder, below, files in os.walk(top, followlinks=True):
         real = os.path.realpath(folder)
@@ -109,7 +109,7 @@ def walk(top: str, wanted: Callable[[str], bool]) -> Iterator[str]:
             below.clear()
             continue
         visited.add(real)
-        yield from (f"{folder}{os.sep}{name}" for name in files if wanted(name))
+        yield from (f"{folder}{os.sep}{name}" for name in files if wanted(name) and not name.startswith("."))
 
 
 def _read_list(file: Path, root: Path) -> tuple[list[str], list[Problem]]:

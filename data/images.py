@@ -2,7 +2,6 @@
 
 import contextlib
 import operator
-import os
 import struct
 import threading
 import warnings
@@ -51,8 +50,8 @@ def is_image(name: str) -> bool:
 
 
 def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
-    """Whether a file's name, or path, ends in one of these; hidden files, such as macOS's `._` ones, are left out."""
-    return name[name.rfind(".") :].lower() in suffixes and not os.path.basename(name).startswith(".")  # noqa: PTH119
+    """Whether a file name ends in one of these; macOS's `._` files, which go with others, are left out."""
+    return name[name.rfind(".") :].lower() in suffixes and not name.startswith("._")
 
 
 @dataclass

@@ -8,15 +8,14 @@ from typing import Any
 from data.annotations import Annotations
 from data.figures import draw_labels
 from data.loader import Batch
-from utils.areas import COCO_BANDS
 from utils.drawing import plot_batch
 from utils.page import Picture
+from utils.report import BANDS
 from utils.report_files import write_report
 from utils.run_log import RunLog
 from utils.validation import Report
 
 NAMED_FIGURES = {"precision": "P", "recall": "R", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}  # YOLOv5's columns
-OWN_FIGURES = [f"AP_{name}" for name in COCO_BANDS]
 
 
 class DetectionLog(RunLog[Batch, Report]):
@@ -44,7 +43,7 @@ class DetectionLog(RunLog[Batch, Report]):
         row |= {f"metrics/{name}": figures.get(key, math.nan) for name, key in NAMED_FIGURES.items()}
         row |= {f"val/{name}_loss": val_losses.get(name, math.nan) for name in losses}
         row |= rates
-        row |= {f"metrics/{key}": figures.get(key, math.nan) for key in OWN_FIGURES}
+        row |= {f"metrics/{key}": figures.get(key, math.nan) for key in BANDS}
         return row
 
     def write_report(self, report: Report, settings: Mapping[str, Any], *, title: str, pictures: list[Picture]) -> None:

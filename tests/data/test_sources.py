@@ -225,3 +225,8 @@ def test_a_video_that_cannot_be_written_is_told(tmp_path: Path):
 def test_a_video_takes_frames_of_its_size_only(tmp_path: Path):
     with VideoWriter(tmp_path / "v.mp4", fps=10, size_wh=(64, 48)) as writer, pytest.raises(AssertionError):
         writer.write(np.zeros((64, 48, 3), np.uint8))
+
+
+def test_a_hidden_file_that_is_named_is_read(tmp_path: Path):
+    cv2.imwrite(str(tmp_path / ".a.png"), np.zeros((24, 32, 3), np.uint8))
+    assert [frame.path.name for frame in open_source(str(tmp_path / ".a.png"))] == [".a.png"]
